@@ -1,0 +1,1 @@
+"""The custom ops: contract, NumPy reference, PyTorch and ONNX forms."""

@@ -1,0 +1,63 @@
+"""Check the custom nodes of a graph against the contract before any runtime's parser sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from moe_export.errors import ContractError
+from moe_export.ops import spec
+from moe_export.ops.onnx_ops import node_attributes
+
+_FLOAT = ir.DataType.FLOAT
+_DTYPES = {"expert_ids": (ir.DataType.INT32, ir.DataType.INT64)}
+
+
+def moe_nodes(model: ir.Model, op_type: str | None = None) -> Iterator[ir.Node]:
+    """The custom nodes of the main graph in order, or those of one ``op_type``."""
+    for node in model.graph:
+        if node.domain == spec.DOMAIN and op_type in (None, node.op_type):
+            yield node
+
+
+def check_model(model: ir.Model) -> None:
+    """Check every custom node of ``model``: attributes, inputs without gaps, types, known shapes.
+
+    Raises:
+        ContractError: names the node, the constraint and the tensor or attribute.
+    """
+    for node in moe_nodes(model):
+        try:
+            _check_node(node)
+        except ContractError as error:
+            raise ContractError(f"{error} (node {node.name})") from error
+
+
+def _check_node(node: ir.Node) -> None:
+    attributes = node_attributes(node)
+    spec.check_input_count(attributes, [value is not None for value in node.inputs])
+    names = attributes.input_names()
+    values = dict(zip(names, (v for v in node.inputs if v is not None), strict=True))
+    for name, value in values.items():
+        allowed = _DTYPES.get(name, (_FLOAT,))
+        spec.require(
+            value.dtype in allowed,
+            f"{attributes.prefix}_inputs",
+            f"{name} must be {' or '.join(d.name.lower() for d in allowed)}; found {value.dtype}",
+        )
+    shapes = {name: _known_shape(value) for name, value in values.items()}
+    if all(shape is not None for shape in shapes.values()):
+        attributes.check_shapes({n: s for n, s in shapes.items() if s is not None})
+
+
+def _known_shape(value: ir.Value) -> tuple[int, ...] | None:
+    """Shape with symbolic sizes replaced by a number of their own, or None where the rank is unknown."""
+    if value.shape is None:
+        return None
+    return tuple(d if isinstance(d, int) else _stand_in(str(d)) for d in value.shape)
+
+
+def _stand_in(symbol: str) -> int:
+    # Equal symbols must stay equal, and no real size is as large as this.
+    return (1 << 40) + hash(symbol) % (1 << 20)

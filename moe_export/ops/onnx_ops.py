@@ -1,0 +1,100 @@
+"""The ops in ONNX: schemas made from the contract, and the translation of the PyTorch operators."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache
+from typing import Any, get_type_hints
+
+import onnx.defs
+import onnx_ir as ir
+import onnxscript
+import torch
+
+from moe_export.ops import spec, torch_ops
+
+# Metadata that a node carries from tracing to lowering.
+PATH_KEY = "moe_export.path"
+LAYOUT_KEY = "moe_export.layout"
+
+_ANY_TYPE = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(int8)"]
+_ID_TYPE = ["tensor(int32)", "tensor(int64)"]
+# As many inputs as the fullest set of attributes asks for.
+_INPUT_SLOTS = {"TopKGating": (1, 2), "GroupedExperts": (5, 11)}
+
+
+def _schema(op: type[spec.OpAttributes]) -> onnx.defs.OpSchema:
+    schema = onnx.defs.OpSchema
+    kinds = {int: schema.AttrType.INT, bool: schema.AttrType.INT, float: schema.AttrType.FLOAT}
+    hints = get_type_hints(op)
+    required, most = _INPUT_SLOTS[op.op_type]
+    ids = {("GroupedExperts", 1)}
+    constraints = [
+        (f"T{i}", _ID_TYPE if (op.op_type, i) in ids else _ANY_TYPE, "") for i in range(most)
+    ]
+    optional = schema.FormalParameterOption.Optional
+    single = schema.FormalParameterOption.Single
+    outputs = {"expert_ids": "tensor(int32)", "expert_weights": "tensor(float)", "y": "T0"}
+    return schema(
+        op.op_type,
+        spec.DOMAIN,
+        spec.VERSION,
+        doc="See plugins/README.md.",
+        inputs=[
+            schema.FormalParameter(
+                f"input_{i}", f"T{i}", param_option=single if i < required else optional
+            )
+            for i in range(most)
+        ],
+        outputs=[
+            schema.FormalParameter(name, outputs[name]) for name in spec.OUTPUT_NAMES[op.op_type]
+        ],
+        type_constraints=constraints,
+        attributes=[
+            schema.Attribute(f.name, kinds.get(hints[f.name], schema.AttrType.STRING), required=True)
+            for f in fields(op)
+        ],
+    )
+
+
+@cache
+def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """PyTorch operators of the contract with their ONNX translations, for ``torch.onnx.export``."""
+    for op in spec.OPS:
+        if not onnx.defs.has(op.op_type, spec.DOMAIN):
+            onnx.defs.register_schema(_schema(op))
+    opset = onnxscript.values.Opset(spec.DOMAIN, spec.VERSION)
+
+    def translate(op_type: str) -> Callable[..., Any]:
+        def function(tensors, call: str):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+            parsed = json.loads(call)
+            outputs = getattr(opset, op_type)(*tensors, **parsed["attributes"])
+            first = outputs if isinstance(outputs, ir.Value) else outputs[0]
+            node = first.producer()
+            node.metadata_props[PATH_KEY] = parsed["path"]
+            node.metadata_props[LAYOUT_KEY] = json.dumps(parsed["layout"])
+            return outputs
+
+        return function
+
+    return {
+        torch.ops.moe_export.top_k_gating.default: translate("TopKGating"),
+        torch.ops.moe_export.grouped_experts.default: translate("GroupedExperts"),
+    }
+
+
+def node_attributes(node: ir.Node) -> spec.OpAttributes:
+    """Read a node's attributes against the contract.
+
+    Raises:
+        ContractError: names the attribute at fault.
+    """
+    values = {name: attribute.value for name, attribute in node.attributes.items()}
+    return spec.op_attributes(node.op_type).from_onnx(values)
+
+
+def node_layout(node: ir.Node) -> torch_ops.SourceLayout:
+    """How the checkpoint stores the weights that ``node`` reads."""
+    return torch_ops.SourceLayout(**json.loads(node.metadata_props[LAYOUT_KEY]))

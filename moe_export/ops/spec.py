@@ -1,0 +1,322 @@
+"""The op contract, domain ``moe_export``, version 1: one definition that everything else derives from.
+
+``plugins/README.md`` states the meaning and numbers the constraints; the same labels appear in the
+errors raised here. ``scripts/generate_contract.py`` writes the C++ header and the README's
+attribute tables from the two records below.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self, get_args, get_type_hints
+
+from moe_export.errors import ContractError
+
+DOMAIN = "moe_export"
+VERSION = 1
+
+ScoreFunction = Literal["softmax", "sigmoid", "sqrt_softplus", "identity"]
+GroupScore = Literal["max", "top2_sum"]
+ExcludedScore = Literal["neg_inf", "zero"]
+WeightFunction = Literal["score", "softmax", "sigmoid"]
+EpsilonMode = Literal["add", "clamp"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "identity"]
+LimitOn = Literal["input", "output"]
+WeightOn = Literal["output", "input"]
+WeightType = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8", "mxfp4"]
+WeightLayout = Literal["row_major", "cpu_v1", "cuda_v1"]
+
+QUANTIZED_TYPES = ("int8", "int4", "fp8", "mxfp4")
+
+AttributeValue = int | float | str
+
+
+def require(condition: bool, label: str, message: str) -> None:
+    """Raise ``ContractError`` that starts with ``label`` unless ``condition`` holds."""
+    if not condition:
+        raise ContractError(f"{label}: {message}")
+
+
+def _documented(default: Any, doc: str) -> Any:  # noqa: ANN401 - a dataclass field of any type
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpAttributes:
+    """What the attribute records share: strict conversion from and to ONNX attributes."""
+
+    op_type: ClassVar[str]
+    prefix: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Check every field's type and every value on its own."""
+        for name, kind in get_type_hints(type(self)).items():
+            if getattr(kind, "__origin__", None) is not ClassVar:
+                self._check_field(name, kind, getattr(self, name))
+        self.check_values()
+
+    def _check_field(self, name: str, kind: Any, value: object) -> None:  # noqa: ANN401 - a type hint
+        label = f"{self.prefix}_attributes"
+        if choices := get_args(kind):
+            require(
+                value in choices, label, f"{name} must be one of {', '.join(choices)}; found {value!r}"
+            )
+        elif kind is float:
+            require(
+                isinstance(value, float) and math.isfinite(value),
+                label,
+                f"{name} must be a finite float; found {value!r}",
+            )
+        else:
+            require(type(value) is kind, label, f"{name} must be {kind.__name__}; found {value!r}")
+
+    def check_values(self) -> None:
+        """Check what each attribute's type does not say."""
+        raise NotImplementedError
+
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs these attributes ask for, in order and without gaps."""
+        raise NotImplementedError
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Check the shapes of the inputs, given by name."""
+        raise NotImplementedError
+
+    def to_onnx(self) -> dict[str, AttributeValue]:
+        """Every attribute, written out; booleans become 0 or 1."""
+        return {
+            name: int(value) if isinstance(value, bool) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_onnx(cls, attributes: Mapping[str, AttributeValue]) -> Self:
+        """Read the attributes of a node; none may be missing, unknown or of another type.
+
+        Raises:
+            ContractError: names the attribute at fault.
+        """
+        kinds = {f.name: get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}
+        label = f"{cls.prefix}_attributes"
+        unknown, missing = sorted(set(attributes) - set(kinds)), sorted(set(kinds) - set(attributes))
+        require(not unknown, label, f"{cls.op_type} has no attribute {', '.join(unknown)}")
+        require(not missing, label, f"{cls.op_type} needs attribute {', '.join(missing)}")
+        values: dict[str, Any] = dict(attributes)
+        for name, kind in kinds.items():
+            if kind is bool:
+                require(values[name] in (0, 1), label, f"{name} must be 0 or 1; found {values[name]!r}")
+                values[name] = bool(values[name])
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKGating(OpAttributes):
+    """Attributes of ``TopKGating(logits[, selection_bias]) -> (expert_ids, expert_weights)``."""
+
+    op_type: ClassVar[str] = "TopKGating"
+    prefix: ClassVar[str] = "gating"
+
+    top_k: int = field(metadata={"doc": "experts kept per token"})
+    score_function: ScoreFunction = _documented("softmax", "score of an expert from its logit")
+    has_selection_bias: bool = _documented(False, "a second input `selection_bias` is there")
+    num_groups: int = _documented(1, "contiguous blocks the experts form")
+    top_groups: int = _documented(1, "blocks that stay eligible")
+    group_score: GroupScore = _documented("max", "score of a block")
+    excluded_score: ExcludedScore = _documented("neg_inf", "selection score outside the kept blocks")
+    weight_function: WeightFunction = _documented("score", "weight of a selected expert")
+    renormalize: bool = _documented(False, "divide the kept weights by their sum")
+    epsilon: float = _documented(0.0, "guards the division")
+    epsilon_mode: EpsilonMode = _documented("add", "sum + epsilon, or max(sum, epsilon)")
+    scale: float = _documented(1.0, "factor on the weights, last")
+
+    def check_values(self) -> None:
+        """Check the values that need no tensor (gating_c2, gating_c4, gating_c5, gating_c7)."""
+        require(self.top_k >= 1, "gating_c2", f"top_k must be at least 1; found {self.top_k}")
+        require(self.num_groups >= 1, "gating_c4", f"num_groups must be at least 1; found {self.num_groups}")
+        require(
+            1 <= self.top_groups <= self.num_groups,
+            "gating_c5",
+            f"top_groups must lie in [1, num_groups = {self.num_groups}]; found {self.top_groups}",
+        )
+        require(self.epsilon >= 0, "gating_c7", f"epsilon must not be negative; found {self.epsilon}")
+
+    def input_names(self) -> tuple[str, ...]:
+        """``logits`` and, with ``has_selection_bias``, ``selection_bias``."""
+        return ("logits", "selection_bias") if self.has_selection_bias else ("logits",)
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Check the inputs' shapes (gating_c1 to gating_c6).
+
+        Args:
+            shapes: Shape of every input by name; a negative or unknown size is not checked.
+        """
+        logits = shapes["logits"]
+        require(len(logits) == 2, "gating_c1", f"logits must be [T, E]; found shape {list(logits)}")
+        num_experts = logits[1]
+        require(
+            self.top_k <= num_experts,
+            "gating_c2",
+            f"top_k = {self.top_k} exceeds the {num_experts} experts of logits",
+        )
+        if self.has_selection_bias:
+            require(
+                shapes["selection_bias"] == (num_experts,),
+                "gating_c3",
+                f"selection_bias must be [E = {num_experts}]; found {list(shapes['selection_bias'])}",
+            )
+        require(
+            num_experts % self.num_groups == 0,
+            "gating_c4",
+            f"{num_experts} experts do not divide into num_groups = {self.num_groups}",
+        )
+        group_size = num_experts // self.num_groups
+        require(
+            self.top_groups * group_size >= self.top_k,
+            "gating_c5",
+            f"top_groups = {self.top_groups} of {group_size} experts hold fewer than top_k = {self.top_k}",
+        )
+        require(
+            self.num_groups == 1 or self.group_score == "max" or group_size >= 2,
+            "gating_c6",
+            f"group_score = top2_sum needs 2 experts per group; found {group_size}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedExperts(OpAttributes):
+    """Attributes of ``GroupedExperts(x, expert_ids, expert_weights, up_weight, down_weight, ...) -> y``."""
+
+    op_type: ClassVar[str] = "GroupedExperts"
+    prefix: ClassVar[str] = "experts"
+
+    num_experts: int = field(metadata={"doc": "experts whose weights the node holds, E"})
+    hidden_size: int = field(metadata={"doc": "width of x and y, H"})
+    intermediate_size: int = field(metadata={"doc": "width inside an expert, I"})
+    gated: bool = _documented(True, "up_weight holds gate rows, then up rows")
+    activation: Activation = _documented("silu", "nonlinearity of the gate (or of up, ungated)")
+    alpha: float = _documented(1.0, "silu is g * sigmoid(alpha * g)")
+    limit: float = _documented(0.0, "clamp of gate and up; 0 for none")
+    limit_on: LimitOn = _documented("input", "clamp before or after the activation")
+    up_offset: float = _documented(0.0, "added to the up projection")
+    has_bias: bool = _documented(False, "inputs `up_bias` and `down_bias` are there")
+    weight_on: WeightOn = _documented("output", "where an expert's weight multiplies")
+    first_expert: int = _documented(0, "id of the first expert held here")
+    weight_type: WeightType = _documented("fp32", "storage of the expert weights")
+    block_size: int = _documented(0, "inputs per scale along K; 0 for one scale per row")
+    has_zero_point: bool = _documented(False, "inputs `up_zero` and `down_zero` are there")
+    weight_layout: WeightLayout = _documented("row_major", "`[E, N, K]`, or packed")
+
+    def check_values(self) -> None:
+        """Check the values that need no tensor (experts_c6 to experts_c9)."""
+        for name in ("num_experts", "hidden_size", "intermediate_size"):
+            require(getattr(self, name) >= 1, "experts_c6", f"{name} must be at least 1")
+        require(self.first_expert >= 0, "experts_c6", f"first_expert must not be negative; found {self.first_expert}")
+        require(self.limit >= 0, "experts_c7", f"limit must not be negative; found {self.limit}")
+        require(
+            self.activation == "silu" or self.alpha == 1.0,
+            "experts_c7",
+            f"alpha belongs to silu; found {self.alpha} with {self.activation}",
+        )
+        require(
+            self.gated or (self.limit == 0 and self.up_offset == 0),
+            "experts_c8",
+            "limit and up_offset belong to gated experts",
+        )
+        quantized = self.weight_type in QUANTIZED_TYPES
+        require(
+            quantized or (self.block_size == 0 and not self.has_zero_point),
+            "experts_c9",
+            f"block_size and zero points belong to quantized weights; weight_type is {self.weight_type}",
+        )
+        require(self.block_size >= 0, "experts_c9", f"block_size must not be negative; found {self.block_size}")
+
+    @property
+    def up_rows(self) -> int:
+        """Rows of one expert's ``up_weight``: 2·I when gated, else I."""
+        return self.intermediate_size * (2 if self.gated else 1)
+
+    def input_names(self) -> tuple[str, ...]:
+        """The five fixed inputs, then biases, scales and zero points as the attributes say."""
+        names = ["x", "expert_ids", "expert_weights", "up_weight", "down_weight"]
+        if self.has_bias:
+            names += ["up_bias", "down_bias"]
+        if self.weight_type in QUANTIZED_TYPES:
+            names += ["up_scale", "down_scale"]
+        if self.has_zero_point:
+            names += ["up_zero", "down_zero"]
+        return tuple(names)
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the row-major weights and biases by input name."""
+        e, h, i, rows = self.num_experts, self.hidden_size, self.intermediate_size, self.up_rows
+        shapes: dict[str, tuple[int, ...]] = {"up_weight": (e, rows, h), "down_weight": (e, h, i)}
+        if self.has_bias:
+            shapes |= {"up_bias": (e, rows), "down_bias": (e, h)}
+        return shapes
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Check the inputs' shapes (experts_c1 to experts_c5).
+
+        Args:
+            shapes: Shape of every input by name.
+        """
+        x, ids, weights = shapes["x"], shapes["expert_ids"], shapes["expert_weights"]
+        require(
+            len(x) == 2 and x[1] == self.hidden_size,
+            "experts_c1",
+            f"x must be [T, H = {self.hidden_size}]; found shape {list(x)}",
+        )
+        require(
+            len(ids) == 2 and ids[0] == x[0] and ids[1] >= 1,
+            "experts_c2",
+            f"expert_ids must be [T = {x[0]}, K]; found shape {list(ids)}",
+        )
+        require(
+            weights == ids,
+            "experts_c3",
+            f"expert_weights must have expert_ids' shape {list(ids)}; found {list(weights)}",
+        )
+        if self.weight_layout != "row_major" or self.weight_type in QUANTIZED_TYPES:
+            return
+        for name, expected in self.weight_shapes().items():
+            require(
+                shapes[name] == expected,
+                "experts_c5" if name.endswith("bias") else "experts_c4",
+                f"{name} must be {list(expected)}; found {list(shapes[name])}",
+            )
+
+
+OPS: tuple[type[OpAttributes], ...] = (TopKGating, GroupedExperts)
+OUTPUT_NAMES: Mapping[str, tuple[str, ...]] = {
+    "TopKGating": ("expert_ids", "expert_weights"),
+    "GroupedExperts": ("y",),
+}
+
+
+def op_attributes(op_type: str) -> type[OpAttributes]:
+    """The attribute record of ``op_type``.
+
+    Raises:
+        ContractError: the domain has no such op.
+    """
+    found = {op.op_type: op for op in OPS}
+    require(op_type in found, "domain", f"{DOMAIN} has no op {op_type}; it has {', '.join(found)}")
+    return found[op_type]
+
+
+def check_input_count(attributes: OpAttributes, present: Iterable[bool]) -> None:
+    """Check that a node's inputs are exactly those its attributes ask for, without gaps.
+
+    Args:
+        attributes: The node's attributes.
+        present: For each input slot of the node, whether it names a tensor.
+    """
+    slots, names = list(present), attributes.input_names()
+    require(
+        len(slots) == len(names) and all(slots),
+        f"{attributes.prefix}_inputs",
+        f"{attributes.op_type} takes {', '.join(names)} without gaps; found {sum(slots)} of {len(slots)} slots filled",
+    )

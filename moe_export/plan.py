@@ -1,0 +1,120 @@
+"""What the user asked for: one frozen record that every stage may read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from moe_export.errors import UsageError
+
+Target = Literal["cpu", "portable"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+
+_DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "bool")
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Shape and type of an example input to be drawn at random."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    @classmethod
+    def parse(cls, text: str) -> InputSpec:
+        """Read ``NAME=2,16,64[:float32]``.
+
+        Raises:
+            UsageError: the text has another form.
+        """
+        match = re.fullmatch(r"(\w+)=(\d+(?:,\d+)*)(?::(\w+))?", text.strip())
+        if not match:
+            raise UsageError(f"--input {text!r}: expected NAME=SIZE,SIZE,...[:DTYPE], as in x=2,16,64")
+        name, shape, dtype = match[1], match[2], match[3] or "float32"
+        if dtype not in _DTYPES:
+            raise UsageError(f"--input {text!r}: {dtype} is not one of {', '.join(_DTYPES)}")
+        return cls(name, tuple(int(size) for size in shape.split(",")), dtype)
+
+
+@dataclass(frozen=True)
+class AxisSpec:
+    """One axis of one input, with the range it may take where one was asked for."""
+
+    name: str
+    axis: int
+    minimum: int | None = None
+    maximum: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> AxisSpec:
+        """Read ``NAME.AXIS[=MIN..MAX]``.
+
+        Raises:
+            UsageError: the text has another form.
+        """
+        match = re.fullmatch(r"(\w+)\.(\d+)(?:=(\d+)\.\.(\d+))?", text.strip())
+        if not match:
+            raise UsageError(f"{text!r}: expected NAME.AXIS or NAME.AXIS=MIN..MAX, as in x.0=1..64")
+        low, high = (int(match[3]), int(match[4])) if match[3] else (None, None)
+        if low is not None and high is not None and low > high:
+            raise UsageError(f"{text!r}: the range is empty")
+        return cls(match[1], int(match[2]), low, high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildPlan:
+    """Everything ``build`` was asked for.
+
+    Attributes:
+        output: Folder of the bundle.
+        target: ``cpu`` for ONNX Runtime with this package's library, ``portable`` for one file of
+            standard operators that any ONNX runtime reads.
+        inputs: Example inputs to draw, by ``--input``.
+        dynamic: Axes that must stay dynamic.
+        static: Axes that must be fixed at the example's size.
+        trust: The source may run its own code while it is loaded.
+        verify: Compare the result with eager PyTorch.
+        overwrite: Replace an existing bundle.
+        seed: Seeds every random draw.
+    """
+
+    output: Path
+    target: Target = "cpu"
+    inputs: tuple[InputSpec, ...] = ()
+    inputs_file: Path | None = None
+    dynamic: tuple[AxisSpec, ...] = ()
+    static: tuple[AxisSpec, ...] = ()
+    trust: bool = False
+    verify: bool = True
+    overwrite: bool = False
+    seed: int = 0
+
+    def check_output(self) -> None:
+        """Refuse an output that is in the way before any work is done.
+
+        Raises:
+            UsageError: the folder exists and ``overwrite`` is off, or it is not a bundle.
+        """
+        if not self.output.exists():
+            return
+        if not self.overwrite:
+            raise UsageError(f"{self.output} exists: choose another folder or pass --overwrite")
+        if not (self.output / "manifest.json").is_file() and any(self._entries()):
+            raise UsageError(
+                f"{self.output} is not a bundle (it has no manifest.json): it is not overwritten"
+            )
+
+    def _entries(self) -> list[Path]:
+        return list(self.output.iterdir()) if self.output.is_dir() else [self.output]
+
+
+@dataclass(frozen=True)
+class AxisPlan:
+    """Which axes of the inputs may vary: ``None`` for any size, a pair for a range."""
+
+    ranges: Mapping[tuple[str, int], tuple[int, int] | None] = field(default_factory=dict)
+    explicit: frozenset[tuple[str, int]] = frozenset()

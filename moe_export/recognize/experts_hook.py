@@ -1,0 +1,172 @@
+"""Experts that transformers lets a registered function compute: 64 families by one mechanism.
+
+transformers' ``use_experts_implementation`` decorator leaves flags on the module that say how its
+stacked weights lie. Nothing here knows a model's name: the inner function is found by probing, and
+the whole is compared with the class's own eager code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moe_export.errors import ContractError, UnsupportedModelError
+from moe_export.ops import torch_ops
+from moe_export.ops.spec import GroupedExperts
+from moe_export.ops.torch_ops import SourceLayout
+from moe_export.recognize.block import MoeBlock, Proof
+from moe_export.recognize.expert_inner import probe_inner
+from moe_export.recognize.proof import relative_error
+from moe_export.tolerances import LAYER_TOLERANCE
+
+_FLAGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "_apply_gate")
+
+
+def has_experts_hook(module: nn.Module) -> bool:
+    """Whether transformers' decorator was applied to the module's class."""
+    return all(hasattr(module, flag) for flag in _FLAGS)
+
+
+def recognize_hooked_experts(path: str, module: nn.Module) -> MoeBlock:
+    """Describe decorated experts and prove the description on every expert.
+
+    Raises:
+        UnsupportedModelError: the op contract cannot say what the experts compute.
+    """
+    if getattr(module, "has_post_expert_norm", False):
+        raise _refusal(path, module, "it normalizes each expert's output, which needs unfused experts")
+    names = _weight_names(module)
+    missing = [stored for stored in names.values() if not _is_tensor(module, stored)]
+    if missing:
+        raise _refusal(path, module, f"it has no tensor {', '.join(missing)}")
+    layout = SourceLayout(
+        transposed=module.is_transposed,
+        interleaved=module.has_gate and not module.is_concatenated,
+    )
+    experts = _fit(path, module, _base_attributes(path, module, names, layout), layout)
+
+    def lowered(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        k = top_k_index.shape[-1]
+        tensors = [rows, top_k_index.reshape(-1, k), top_k_weights.reshape(-1, k).to(rows.dtype)]
+        stored = [getattr(module, names[name]) for name in experts.input_names()[3:]]
+        y = torch_ops.grouped_experts([*tensors, *stored], experts, layout, path=path)
+        return y.reshape(hidden_states.shape)
+
+    eager = _eager_forward(module)
+    return MoeBlock(
+        path=path,
+        kind="experts hook",
+        module=module,
+        experts=experts,
+        gating=None,
+        lowered=lowered,
+        layout=layout,
+        eager_experts=eager,
+        proof=_prove(path, module, eager, lowered, experts),
+    )
+
+
+def _refusal(path: str, module: nn.Module, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"{path or '<root>'} ({type(module).__name__}): {reason}")
+
+
+def _is_tensor(module: nn.Module, name: str) -> bool:
+    return isinstance(getattr(module, name, None), Tensor)
+
+
+def _weight_names(module: nn.Module) -> dict[str, str]:
+    """Names of the module's stacked tensors by the op's input names."""
+    up = "gate_up_proj" if module.has_gate else "up_proj"
+    names = {"up_weight": up, "down_weight": "down_proj"}
+    if module.has_bias:
+        names |= {"up_bias": f"{up}_bias", "down_bias": "down_proj_bias"}
+    return names
+
+
+def _base_attributes(
+    path: str, module: nn.Module, names: dict[str, str], layout: SourceLayout
+) -> GroupedExperts:
+    shapes = {
+        name: layout.row_major_shape(name, getattr(module, stored).shape)
+        for name, stored in names.items()
+    }
+    num_experts, hidden_size, intermediate_size = shapes["down_weight"]
+    base = GroupedExperts(
+        num_experts=num_experts,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        gated=bool(module.has_gate),
+        has_bias=bool(module.has_bias),
+    )
+    try:
+        one = {"x": (1, hidden_size), "expert_ids": (1, 1), "expert_weights": (1, 1)}
+        base.check_shapes({**one, **shapes})
+    except ContractError as error:
+        raise _refusal(path, module, f"its weights have unexpected shapes: {error}") from error
+    return base
+
+
+def _fit(
+    path: str, module: nn.Module, base: GroupedExperts, layout: SourceLayout
+) -> GroupedExperts:
+    def inner(projected: Tensor) -> Tensor:
+        if not base.gated:
+            result: Tensor = module.act_fn(projected)
+            return result
+        if layout.interleaved:
+            projected = torch.stack(projected.chunk(2, dim=-1), dim=-1).flatten(-2)
+        gated: Tensor = module._apply_gate(projected)
+        return gated
+
+    with torch.no_grad():
+        fit = probe_inner(base, inner)
+    if not fit.agrees:
+        raise _refusal(
+            path,
+            module,
+            f"its activation is none of the contract's: the nearest, {fit.attributes.activation}, "
+            f"is off by {fit.error:.1e} of the largest value",
+        )
+    return fit.attributes
+
+
+def _eager_forward(module: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The class's own code, below transformers' choice of an implementation."""
+    own: Any = getattr(type(module).forward, "__wrapped__", type(module).forward)
+
+    def forward(x: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
+        with torch.no_grad():
+            result: Tensor = own(module, x, expert_ids.long(), expert_weights)
+        return result
+
+    return forward
+
+
+def _prove(
+    path: str,
+    module: nn.Module,
+    eager: Callable[[Tensor, Tensor, Tensor], Tensor],
+    lowered: Callable[[Tensor, Tensor, Tensor], Tensor],
+    experts: GroupedExperts,
+) -> Proof:
+    generator = torch.Generator().manual_seed(0)
+    count, k = experts.num_experts, min(2, experts.num_experts)
+    tokens = max(count, 8)
+    x = torch.randn(tokens, experts.hidden_size, generator=generator)
+    ids = (torch.arange(tokens)[:, None] + torch.arange(k) * max(1, count // 2)) % count
+    weights = torch.rand(tokens, k, generator=generator) + 0.1
+    with torch.no_grad():
+        expected, found = eager(x, ids, weights), lowered(x, ids, weights)
+    error = relative_error(found, expected)
+    if not error <= LAYER_TOLERANCE:
+        raise _refusal(
+            path,
+            module,
+            f"its eager code differs from the op contract by {error:.1e} of the largest output "
+            f"(allowed {LAYER_TOLERANCE:.0e}) under {experts.activation} experts",
+        )
+    return Proof(tokens=(tokens,), experts_reached=count, max_error=error)

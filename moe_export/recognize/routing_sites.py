@@ -1,0 +1,54 @@
+"""Find the modules that route: experts below them, and a selection by value while they run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from moe_export.recognize.recorder import Recording, called_in_chain
+from moe_export.recognize.structure import holds_experts
+
+
+@dataclass(frozen=True)
+class RoutingSite:
+    """A module that looks like an MoE layer, and the operators it selected with."""
+
+    path: str
+    module: nn.Module
+    operators: tuple[str, ...]
+
+
+def find_routing_sites(
+    model: nn.Module, record: Recording, handled: Iterable[nn.Module]
+) -> list[RoutingSite]:
+    """Modules that route among experts that nothing has accounted for yet, innermost only.
+
+    A site is the innermost running module of a selection with unaccounted experts below it.
+
+    Args:
+        model: The model that ``record`` was made from.
+        record: One eager run.
+        handled: Modules whose experts are accounted for.
+    """
+    skip, chains = set(handled), _chains(model, record)
+    paths = {module: path for path, module in model.named_modules()}
+    found: dict[nn.Module, list[str]] = {}
+    for operator, stack in record.selections:
+        if skip.intersection(stack):
+            continue
+        site = next((m for m in reversed(stack) if holds_experts(m, skip, chains)), None)
+        if site is not None:
+            found.setdefault(site, []).append(operator)
+    outer = {m for m in found for other in found if other is not m and other in set(m.modules())}
+    return [
+        RoutingSite(paths[m], m, tuple(dict.fromkeys(operators)))
+        for m, operators in found.items()
+        if m not in outer
+    ]
+
+
+def _chains(model: nn.Module, record: Recording) -> set[nn.Module]:
+    lists = [m for m in model.modules() if isinstance(m, (nn.ModuleList, nn.ModuleDict))]
+    return {m for m in lists if called_in_chain(record, list(m.children()))}

@@ -1,0 +1,48 @@
+"""Where experts may live: lists of alike modules and stacked parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Set
+
+from torch import nn
+
+
+def alike(modules: Sequence[nn.Module]) -> bool:
+    """Whether all modules have parameters of the same names and shapes, and at least one."""
+    shapes = [{name: tuple(p.shape) for name, p in m.named_parameters()} for m in modules]
+    return len(shapes) >= 2 and bool(shapes[0]) and all(s == shapes[0] for s in shapes)
+
+
+def expert_lists(module: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
+    """Lists of two or more alike modules below ``module``, outermost first, with their paths."""
+    for path, child in module.named_modules():
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            members = list(child.children())
+            if alike(members):
+                yield path, members
+
+
+def has_stacked_parameters(module: nn.Module) -> bool:
+    """Whether the module itself, not one of torch's layers, holds parameters stacked by expert."""
+    if type(module).__module__.startswith("torch.nn"):
+        return isinstance(module, nn.ParameterList) and len(module) >= 2
+    return any(p.dim() >= 3 and p.shape[0] >= 2 for p in module.parameters(recurse=False))
+
+
+def holds_experts(module: nn.Module, skip: Set[nn.Module], chains: Set[nn.Module]) -> bool:
+    """Whether the module or one below it, outside ``skip``, looks like it holds experts.
+
+    Args:
+        module: Root of the search.
+        skip: Modules that are accounted for, with all below them.
+        chains: Lists that run one member after the other, such as decoder layers: no evidence by
+            themselves, their members are searched.
+    """
+    if module in skip:
+        return False
+    if has_stacked_parameters(module):
+        return True
+    is_list = isinstance(module, (nn.ModuleList, nn.ModuleDict)) and module not in chains
+    if is_list and alike(list(module.children())):
+        return True
+    return any(holds_experts(child, skip, chains) for child in module.children())

@@ -1,0 +1,45 @@
+"""Every tolerance of the product, each with its reason.
+
+An error is the largest absolute difference over the largest expected magnitude, unless said
+otherwise. Everything compared is float32.
+"""
+
+from __future__ import annotations
+
+# An activation and two products, rounded in another order: a few units in the last place (6e-8).
+INNER_TOLERANCE = 4e-6
+
+# One layer: sums over up to a few thousand products in another order; measured below 3e-6.
+LAYER_TOLERANCE = 1e-5
+
+# Expert weights recovered by least squares from float32 outputs: the fit costs two more digits.
+GATING_TOLERANCE = 1e-4
+
+# What may be left of a layer's output when its experts are explained by that fit.
+RESIDUAL_TOLERANCE = 1e-4
+
+# Expert weights of one token in the whole model: a softmax of logits that already differ by the
+# error of the layers before.
+ROUTING_WEIGHT_TOLERANCE = 1e-4
+
+# Selection scores nearer than this (relative to the larger of 1 and the score) are tied: both
+# choices are right, since the error of the layers before can order them either way.
+TIE_TOLERANCE = 2e-5
+
+# Share of tied tokens on random inputs above which the comparison says nothing.
+MAX_TIED_SHARE = 0.01
+
+# A sample alone against the same sample in a batch: kernels choose other blockings, so that this is
+# looser than LAYER_TOLERANCE; a real coupling moves outputs by percents.
+BATCH_COUPLING_TOLERANCE = 1e-3
+
+_OUTPUT_TOLERANCE = 2e-5
+
+
+def output_tolerance(num_layers: int) -> float:
+    """Tolerance on the whole model's outputs.
+
+    Measured below 2e-5 on models of two MoE layers; rounding errors of layers add up like a random
+    walk, with the square root of their number.
+    """
+    return float(_OUTPUT_TOLERANCE * max(1.0, (num_layers / 2) ** 0.5))

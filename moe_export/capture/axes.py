@@ -1,0 +1,139 @@
+"""Which axes of the inputs vary: the defaults, what the user asked for, what the model fixed."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from moe_export.errors import UsageError
+from moe_export.plan import AxisSpec, BuildPlan
+
+_ROLES = ("batch", "sequence")
+
+
+def default_axes(name: str, tensor: Tensor) -> list[tuple[str, int]]:
+    """Axes that are dynamic unless told otherwise.
+
+    Axes 0 and 1 of inputs of rank 3 or more and of rank-2 integers, else axis 0.
+    """
+    ids = tensor.dim() == 2 and not tensor.is_floating_point()
+    count = 2 if tensor.dim() >= 3 or ids else min(tensor.dim(), 1)
+    return [(name, axis) for axis in range(count)]
+
+
+def dynamic_shapes(inputs: Mapping[str, Tensor], plan: BuildPlan) -> dict[str, dict[int, Any]]:
+    """``torch.export``'s dynamic shapes for the inputs.
+
+    Raises:
+        UsageError: an axis is named that no input has, or is both dynamic and static.
+    """
+    asked = {(spec.name, spec.axis): spec for spec in plan.dynamic}
+    fixed = {(spec.name, spec.axis) for spec in plan.static}
+    for name, axis in (*asked, *fixed):
+        if name not in inputs or axis >= inputs[name].dim():
+            raise UsageError(f"{name}.{axis}: the inputs are {_shapes(inputs)}")
+    if both := fixed & set(asked):
+        raise UsageError(f"{'.'.join(map(str, sorted(both)[0]))} cannot be both dynamic and static")
+    shapes: dict[str, dict[int, Any]] = {name: {} for name in inputs}
+    for name, tensor in inputs.items():
+        for key in default_axes(name, tensor):
+            if key not in fixed:
+                shapes[name][key[1]] = torch.export.Dim.AUTO
+    for (name, axis), spec in asked.items():
+        shapes[name][axis] = _explicit(spec)
+    return shapes
+
+
+def _explicit(spec: AxisSpec) -> Any:  # noqa: ANN401 - torch's Dim has no public type
+    if spec.minimum is None:
+        return torch.export.Dim.DYNAMIC
+    return torch.export.Dim(f"{spec.name}_{spec.axis}", min=spec.minimum, max=spec.maximum)
+
+
+def _shapes(inputs: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {list(t.shape)}" for name, t in inputs.items())
+
+
+class _GuardHandler(logging.Handler):
+    """Keeps the guards by which tracing tied a symbol to one size."""
+
+    def __init__(self) -> None:
+        super().__init__(level=logging.INFO)
+        self.guards: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if match := re.match(r"eval (Eq\(.*?\)) \[guard added\]\s*(.*?)(?: \(_|, for more|$)", text):
+            self.guards.append(f"{match[1]} {match[2]}".strip())
+
+
+@contextmanager
+def recorded_guards() -> Iterator[list[str]]:
+    """Collect the equality guards that ``torch.export`` adds inside the block."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    handler, level, propagate = _GuardHandler(), logger.level, logger.propagate
+    others, logger.handlers = logger.handlers, [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    try:
+        yield handler.guards
+    finally:
+        logger.handlers, logger.propagate = others, propagate
+        logger.setLevel(level)
+
+
+def fixed_axes(
+    model: ir.Model, inputs: Mapping[str, Tensor], shapes: Mapping[str, Mapping[int, Any]]
+) -> list[tuple[str, int]]:
+    """Axes meant to be dynamic that came out with one size."""
+    values = {value.name: value for value in model.graph.inputs}
+    return [
+        (name, axis)
+        for name in inputs
+        for axis in shapes[name]
+        if name in values
+        and values[name].shape is not None
+        and isinstance(values[name].shape[axis], int)  # type: ignore[index]
+    ]
+
+
+def name_axes(model: ir.Model, inputs: Mapping[str, Tensor]) -> None:
+    """Give the graph's symbolic sizes readable names: batch, sequence, or input and axis.
+
+    Axis 0 of the first input is the batch, axis 1 its sequence, and so is the same axis of another
+    input with the same example size. Any other symbol is named after its first input and axis.
+    Every mention of a symbol, also in expressions, is renamed.
+    """
+    names: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    for value in model.graph.inputs:
+        for axis, size in enumerate(value.shape or ()):
+            if isinstance(size, int) or str(size) in names:
+                continue
+            example = inputs[str(value.name)].shape[axis]
+            role = _ROLES[axis] if axis < len(_ROLES) else f"{value.name}_{axis}"
+            if sizes.setdefault(role, example) != example:
+                role = f"{value.name}_{axis}"
+            names[str(size)] = role
+    for value in _values(model.graph):
+        if value.shape is not None:
+            value.shape = ir.Shape([_rename(size, names) for size in value.shape])
+
+
+def _rename(size: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | ir.SymbolicDim:
+    if isinstance(size, int) or size.value is None:
+        return size
+    return ir.SymbolicDim(re.sub(r"[A-Za-z_]\w*", lambda m: names.get(m[0], m[0]), str(size.value)))
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    for node in graph.all_nodes():
+        yield from node.outputs

@@ -1,0 +1,107 @@
+"""Stage 3: run the exporter that fits the model with its MoE layers lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from moe_export.capture.axes import dynamic_shapes, fixed_axes, name_axes, recorded_guards
+from moe_export.capture.huggingface import export_pretrained
+from moe_export.capture.quiet import quiet_exporters
+from moe_export.capture.torch_module import export_module
+from moe_export.errors import MoeExportError, UnsupportedModelError
+from moe_export.load.model import LoadedModel
+from moe_export.plan import BuildPlan
+from moe_export.progress import Progress
+from moe_export.recognize.block import MoeBlock, bound
+
+
+@dataclass(frozen=True)
+class CapturedModel:
+    """The traced model, weights still those of PyTorch.
+
+    Attributes:
+        model: The ONNX graph with one custom node per op and layer.
+        blocks: The layers that were lowered, in the model's order.
+    """
+
+    model: ir.Model
+    blocks: tuple[MoeBlock, ...]
+
+
+def capture(
+    loaded: LoadedModel, blocks: Sequence[MoeBlock], plan: BuildPlan, progress: Progress
+) -> CapturedModel:
+    """Trace the model to ONNX.
+
+    Raises:
+        UnsupportedModelError: tracing fails, or an MoE layer did not call its lowered form.
+        UsageError: a named axis does not exist.
+    """
+    shapes = dynamic_shapes(loaded.inputs, plan)
+    with recorded_guards() as guards, bound(blocks) as calls, quiet_exporters():
+        model = _export(loaded, shapes, plan)
+    missed = [path for path, count in calls.items() if count == 0]
+    if missed:
+        raise UnsupportedModelError(
+            f"{', '.join(missed)}: the model computes these experts without calling the module, so "
+            "that they cannot be lowered"
+        )
+    _remark_fixed_axes(model, loaded, shapes, guards, progress)
+    name_axes(model, loaded.inputs)
+    return CapturedModel(model, tuple(blocks))
+
+
+def _export(
+    loaded: LoadedModel, shapes: Mapping[str, Mapping[int, Any]], plan: BuildPlan
+) -> ir.Model:
+    export = export_pretrained if loaded.kind == "huggingface" else export_module
+    try:
+        return export(loaded, shapes, plan.target)
+    except MoeExportError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        # torch.export and torch.onnx.export raise many kinds; the innermost says what happened.
+        raise UnsupportedModelError(
+            f"the model cannot be traced{_where(loaded.model, error)}: {_reason(error)}"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {' '.join(text[:6])}" if text else type(error).__name__
+
+
+def _where(model: torch.nn.Module, error: BaseException) -> str:
+    """The innermost module of the model whose ``forward`` the error passed through."""
+    paths = {module: path for path, module in model.named_modules()}
+    found = ""
+    while True:
+        trace = error.__traceback__
+        while trace is not None:
+            module = trace.tb_frame.f_locals.get("self")
+            if isinstance(module, torch.nn.Module) and paths.get(module):
+                found = f" in {paths[module]} ({type(module).__name__})"
+            trace = trace.tb_next
+        if error.__cause__ is None or found:
+            return found
+        error = error.__cause__
+
+
+def _remark_fixed_axes(
+    model: ir.Model,
+    loaded: LoadedModel,
+    shapes: Mapping[str, Mapping[int, Any]],
+    guards: Sequence[str],
+    progress: Progress,
+) -> None:
+    for name, axis in fixed_axes(model, loaded.inputs, shapes):
+        size = loaded.inputs[name].shape[axis]
+        cause = next((g for g in guards if f", {size})" in g), "its code depends on the size")
+        progress.remark(f"{name} axis {axis} is fixed at {size} by the model: {cause}")

@@ -1,0 +1,1 @@
+"""Stage 4: from the traced graph to one that keeps the op contract and nothing of PyTorch."""

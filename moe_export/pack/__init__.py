@@ -1,0 +1,1 @@
+"""Stage 7: write the graph and its weights."""

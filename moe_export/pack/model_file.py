@@ -1,0 +1,127 @@
+"""Write the ONNX file, its external data, and the variants of it that parity checks need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from moe_export.errors import MoeExportError
+from moe_export.lower.stage import LoweredModel
+from moe_export.progress import Progress
+
+MODEL_NAME = "model.onnx"
+DATA_NAME = "model.onnx.data"
+
+# Initializers up to this size stay in the ONNX file, where shape inference can read them.
+_INLINE_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """The written model.
+
+    Attributes:
+        folder: Where the files are.
+        lowered: What was written.
+    """
+
+    folder: Path
+    lowered: LoweredModel
+
+    @property
+    def path(self) -> Path:
+        """The ONNX file."""
+        return self.folder / MODEL_NAME
+
+
+def pack(lowered: LoweredModel, folder: Path, progress: Progress) -> PackedModel:
+    """Write ``model.onnx`` and ``model.onnx.data`` into ``folder``.
+
+    Raises:
+        MoeExportError: the files cannot be written.
+    """
+    del progress
+    try:
+        ir.save(
+            lowered.model,
+            folder / MODEL_NAME,
+            external_data=DATA_NAME,
+            size_threshold_bytes=_INLINE_BYTES,
+        )
+    except OSError as error:
+        raise MoeExportError(f"{folder} cannot be written: {error}") from error
+    return PackedModel(folder, lowered)
+
+
+def write_probe(packed: PackedModel, values: Sequence[str], name: str) -> Path:
+    """Write a copy of the model whose outputs are ``values`` besides its own; weights are shared.
+
+    Args:
+        packed: The written model.
+        values: Names of intermediate values.
+        name: File name, beside the model.
+    """
+    model = ir.load(packed.path)
+    by_name = {v.name: v for node in model.graph for v in node.outputs if v.name}
+    by_name |= {v.name: v for v in model.graph.inputs if v.name}
+    present = {v.name for v in model.graph.outputs}
+    for value in dict.fromkeys(values):
+        if value not in present:
+            model.graph.outputs.append(_as_output(model, by_name[value]))
+    ir.save(model, packed.folder / name)
+    return packed.folder / name
+
+
+def _as_output(model: ir.Model, value: ir.Value) -> ir.Value:
+    """The value itself, or a copy of it where it is an input of the graph."""
+    if not value.is_graph_input():
+        return value
+    node = ir.node("Identity", [value])
+    node.outputs[0].name, node.outputs[0].type = f"{value.name}_copy", value.type
+    node.outputs[0].shape = value.shape
+    model.graph.append(node)
+    return node.outputs[0]
+
+
+def write_experts(packed: PackedModel, node_name: str, name: str) -> Path:
+    """Write a model of one expert node alone, its routing an input; weights are shared.
+
+    Args:
+        packed: The written model.
+        node_name: The ``GroupedExperts`` node.
+        name: File name, beside the model.
+    """
+    model = ir.load(packed.path)
+    node = next(n for n in model.graph if n.name == node_name)
+    names = ("x", "expert_ids", "expert_weights")
+    inputs = []
+    for value, new_name in zip(node.inputs[:3], names, strict=True):
+        if value is None:
+            raise MoeExportError(f"{node_name} has no input {new_name}")
+        width = value.shape[1] if value.shape is not None else "K"
+        shape = ir.Shape(["T", width if new_name == "x" else "K"])
+        inputs.append(ir.Value(name=new_name, shape=shape, type=value.type))
+    stored = [v for v in node.inputs[3:] if v is not None]
+    copy = ir.Node(
+        node.domain,
+        node.op_type,
+        [*inputs, *stored],
+        list(node.attributes.values()),
+        overload=node.overload,
+        name=node.name,
+        outputs=[ir.Value(name="y", type=inputs[0].type)],
+    )
+    graph = ir.Graph(
+        inputs,
+        list(copy.outputs),
+        nodes=[copy],
+        initializers=stored,
+        opset_imports=dict(model.opset_imports),
+        name="experts",
+    )
+    alone = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
+    ir.save(alone, packed.folder / name)
+    return packed.folder / name

@@ -1,0 +1,1 @@
+"""Run a model: eager PyTorch, or ONNX Runtime. Only ``eager`` imports torch."""

@@ -1,0 +1,179 @@
+"""Run eager PyTorch and watch how its MoE layers route."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Array = NDArray[Any]
+_aten = torch.ops.aten
+_TOP_K = {_aten.topk.default}
+_TOP_ONE = {_aten.max.dim, _aten.argmax.default}
+_SORTS = {_aten.sort.default, _aten.sort.stable, _aten.argsort.default}
+
+
+class WatchedBlock(Protocol):
+    """What the runner needs to know of a layer; ``recognize.block.MoeBlock`` has it all."""
+
+    @property
+    def path(self) -> str:
+        """Where the layer is in the model."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The layer."""
+
+    @property
+    def route(self) -> Any:  # noqa: ANN401 - a callable or None
+        """From rows to ids and weights; None where the module is called with them."""
+
+    @property
+    def eager_experts(self) -> Any:  # noqa: ANN401 - a callable or None
+        """Eager's own experts under a given routing."""
+
+    @property
+    def expert_modules(self) -> Sequence[nn.Module]:
+        """Modules whose calls can be counted."""
+
+
+@dataclass
+class LayerTrace:
+    """What one layer did in one run.
+
+    Attributes:
+        expert_ids: ``[T, K]``.
+        expert_weights: ``[T, K]`` float32.
+        y: The experts' sum, or the layer's output, ``[T, H]``; None where it was not asked for.
+        margin: ``[T]``, distance of the last kept selection score to the first one left out,
+            relative to the larger of 1 and the score; infinite where eager selected nothing.
+        rows_per_expert: Rows that each expert module was called with; empty where not counted.
+    """
+
+    expert_ids: Array
+    expert_weights: Array
+    y: Array | None = None
+    margin: Array = field(default_factory=lambda: np.zeros(0, np.float32))
+    rows_per_expert: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Outputs of one run and what each layer did in it, by path."""
+
+    outputs: Mapping[str, Array]
+    layers: Mapping[str, LayerTrace]
+
+
+class _SelectionMode(TorchDispatchMode):
+    """Keeps the scores that eager selects from, with how many it takes (None: sorts them all)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[tuple[Tensor, int | None]] = []
+
+    def __torch_dispatch__(  # type: ignore[no-untyped-def]
+        self,
+        func,  # noqa: ANN001 - an operator overload
+        types,  # noqa: ANN001
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        if func in _TOP_K:
+            self.taken.append((args[0], args[1]))
+        elif func in _TOP_ONE and args[0].is_floating_point():
+            self.taken.append((args[0], 1))
+        elif func in _SORTS and args[0].is_floating_point():
+            self.taken.append((args[0], None))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def watch(blocks: Sequence[WatchedBlock]) -> Iterator[dict[str, LayerTrace]]:
+    """Trace the layers in the eager run inside the block, computed by their own eager code."""
+    traces: dict[str, LayerTrace] = {}
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        mode = stack.enter_context(_SelectionMode())
+        for block in blocks:
+            _watch_block(block, mode, traces, stack)
+        yield traces
+
+
+def _watch_block(
+    block: WatchedBlock, mode: _SelectionMode, traces: dict[str, LayerTrace], stack: ExitStack
+) -> None:
+    rows = [0] * len(block.expert_modules)
+    previous = block.module.forward
+    own = block.eager_experts if block.route is None else previous
+
+    def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever eager passes
+        if block.route is not None:
+            mode.taken.clear()
+        result = own(*args, **kwargs)
+        taken, mode.taken = mode.taken, []
+        traces[block.path] = _trace(block, args, kwargs, result, taken)
+        traces[block.path].rows_per_expert = tuple(rows)
+        mode.taken = []
+        return result
+
+    had = "forward" in block.module.__dict__
+    block.module.forward = forward
+    stack.callback(_restore, block.module, previous if had else None)
+    for index, expert in enumerate(block.expert_modules):
+
+        def count(_module: nn.Module, args: tuple[Any, ...], index: int = index) -> None:
+            rows[index] += args[0].numel() // args[0].shape[-1]
+
+        stack.callback(expert.register_forward_pre_hook(count).remove)
+
+
+def _restore(module: nn.Module, previous: object) -> None:
+    if previous is None:
+        del module.__dict__["forward"]
+    else:
+        module.__dict__["forward"] = previous
+
+
+def _trace(
+    block: WatchedBlock,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    result: Tensor,
+    taken: list[tuple[Tensor, int | None]],
+) -> LayerTrace:
+    given = [*args, *kwargs.values()]
+    if block.route is None:
+        ids, weights = given[1], given[2]
+    else:
+        ids, weights = block.route(given[0].reshape(-1, given[0].shape[-1]))
+    k = ids.shape[-1]
+    ids, weights = ids.reshape(-1, k), weights.reshape(-1, k)
+    return LayerTrace(
+        expert_ids=ids.numpy().copy(),
+        expert_weights=weights.float().numpy().copy(),
+        y=result.reshape(-1, result.shape[-1]).float().numpy().copy(),
+        margin=_margin(taken, len(ids), k),
+    )
+
+
+def _margin(taken: list[tuple[Tensor, int | None]], tokens: int, top_k: int) -> Array:
+    """Smallest distance of a kept score to one left out, over all selections made per token."""
+    margin = torch.full((tokens,), float("inf"))
+    for scores, k in taken:
+        rows = scores.reshape(-1, scores.shape[-1]).float()
+        kept = top_k if k is None else k
+        if len(rows) != tokens or kept >= rows.shape[-1]:
+            continue
+        best = rows.topk(kept + 1, dim=-1).values
+        last, first_out = best[:, -2], best[:, -1]
+        distance = (last - first_out) / last.abs().clamp(min=1)
+        margin = torch.minimum(margin, distance.nan_to_num(nan=float("inf")))
+    return margin.numpy()

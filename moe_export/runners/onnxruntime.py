@@ -1,0 +1,120 @@
+"""Run an ONNX file in ONNX Runtime with this package's op library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_export.errors import EnvironmentLacksError, MoeExportError, UsageError
+
+Array = NDArray[Any]
+
+_NUMPY_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Name, type and shape of one input or output; a symbolic size is its name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class OnnxRuntimeRunner:
+    """A session on the CPU.
+
+    Args:
+        model: The ONNX file; its external data lies beside it.
+        library: The op library, or None to run the bodies in standard operators.
+        num_threads: Threads inside an operator; 0 for ONNX Runtime's choice.
+
+    Raises:
+        EnvironmentLacksError: onnxruntime is not installed or does not take the library.
+        MoeExportError: ONNX Runtime refuses the model.
+    """
+
+    def __init__(self, model: Path, library: Path | None, *, num_threads: int = 0) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise EnvironmentLacksError(
+                "running a bundle needs onnxruntime: pip install 'moe-export[cpu]'"
+            ) from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = num_threads
+        if library is not None:
+            try:
+                options.register_custom_ops_library(str(library))
+            except Exception as error:  # onnxruntime raises its own kinds, none of them public
+                raise EnvironmentLacksError(
+                    f"onnxruntime {onnxruntime.__version__} does not take {library}: {error}"
+                ) from error
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(model), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # as above
+            raise MoeExportError(f"ONNX Runtime refuses {model}: {error}") from error
+        self.inputs = _signatures(self._session.get_inputs())
+        self.outputs = _signatures(self._session.get_outputs())
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once.
+
+        Args:
+            inputs: Arrays by input name, of the types and shapes that ``self.inputs`` lists.
+
+        Returns:
+            Arrays by output name.
+
+        Raises:
+            UsageError: an input is missing, unknown, or of another type or rank.
+        """
+        feeds = {s.name: _checked(s, inputs) for s in self.inputs}
+        if unknown := sorted(set(inputs) - set(feeds)):
+            raise UsageError(f"no input {', '.join(unknown)}; the model takes {', '.join(feeds)}")
+        try:
+            results = self._session.run(None, feeds)
+        except Exception as error:  # onnxruntime raises its own kinds, none of them public
+            raise MoeExportError(f"ONNX Runtime could not run the model: {error}") from error
+        return {s.name: array for s, array in zip(self.outputs, results, strict=True)}
+
+
+def _signatures(values: Sequence[Any]) -> tuple[Signature, ...]:
+    return tuple(
+        Signature(v.name, v.type, tuple(d if isinstance(d, int) else str(d) for d in v.shape))
+        for v in values
+    )
+
+
+def _checked(signature: Signature, inputs: Mapping[str, Array]) -> Array:
+    name = signature.name
+    if name not in inputs:
+        raise UsageError(f"input {name} is missing; found {', '.join(inputs) or 'none'}")
+    array = np.asarray(inputs[name])
+    wanted = _NUMPY_TYPES.get(signature.dtype)
+    if wanted is not None and array.dtype != wanted:
+        raise UsageError(f"input {name} must be {np.dtype(wanted).name}; found {array.dtype.name}")
+    fits = array.ndim == len(signature.shape) and all(
+        isinstance(want, str) or want == have
+        for want, have in zip(signature.shape, array.shape, strict=False)
+    )
+    if not fits:
+        raise UsageError(f"input {name} must be {list(signature.shape)}; found {list(array.shape)}")
+    return np.ascontiguousarray(array)

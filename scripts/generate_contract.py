@@ -6,7 +6,6 @@ Run without arguments to rewrite the files, with ``--check`` to fail if they are
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -123,8 +122,9 @@ def attribute_table(op: type[spec.OpAttributes]) -> str:
 def readme(text: str) -> str:
     """``text`` with the attribute tables between their markers replaced."""
     for op in spec.OPS:
-        pattern = rf"(<!-- attributes of {op.op_type} -->\n).*?(\n<!-- end -->)"
-        text = re.sub(pattern, lambda m, op=op: m[1] + attribute_table(op) + m[2], text, flags=re.S)
+        start, end = text.index(f"<!-- attributes of {op.op_type} -->\n"), "<!-- end -->"
+        body = text.index("\n", start) + 1
+        text = text[:body] + attribute_table(op) + "\n" + text[text.index(end, body) :]
     return text
 
 

@@ -1,0 +1,40 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "expert_plan.h"
+#include "isa.h"
+#include "parallel.h"
+#include "spec/contract.h"
+
+namespace moe_export::cpu {
+
+/// Tensors of one call. T tokens, K experts per token, E experts, H hidden, I intermediate size;
+/// all row-major.
+struct GroupedExpertsTensors {
+  int64_t num_tokens;
+  int64_t top_k;
+  const float* x;               ///< [T, H]
+  ExpertIds expert_ids;         ///< [T, K]
+  const float* expert_weights;  ///< [T, K]
+  const float* up_weight;       ///< [E, 2·I, H], gate rows first ([E, I, H] ungated)
+  const float* down_weight;     ///< [E, H, I]
+  const float* up_bias;         ///< [E, 2·I] ([E, I] ungated), or null
+  const float* down_bias;       ///< [E, H], or null
+  float* y;                     ///< [T, H]
+};
+
+inline constexpr size_t kWorkspaceAlignment = 64;
+
+/// Bytes of scratch that a call with `num_pairs` = T · K needs.
+size_t grouped_experts_workspace_bytes(const GroupedExpertsAttributes& attributes,
+                                       int64_t num_pairs);
+
+/// Computes `GroupedExperts` in float32. The bits of a token's row of `y` depend on that token, its
+/// ids and weights, and on `isa`; not on the pool nor on the other tokens.
+/// @param workspace `grouped_experts_workspace_bytes` bytes, aligned to `kWorkspaceAlignment`.
+void grouped_experts(const GroupedExpertsAttributes& attributes,
+                     const GroupedExpertsTensors& tensors, Isa isa, void* workspace,
+                     ThreadPool& pool);
+
+}  // namespace moe_export::cpu

@@ -1,0 +1,12 @@
+#pragma once
+
+namespace moe_export::cpu {
+
+/// Instruction sets that the kernels are built for, each containing those before it.
+enum class Isa { kBaseline, kAvx2, kAvx512 };
+
+/// The instruction set to run: the CPU's best, or less if `MOE_EXPORT_ISA` asks for less.
+/// @throws std::invalid_argument `MOE_EXPORT_ISA` is none of baseline, avx2, avx512.
+Isa choose_isa();
+
+}  // namespace moe_export::cpu

@@ -1,0 +1,35 @@
+#pragma once
+#include <cstddef>
+#include <type_traits>
+
+namespace moe_export::cpu {
+
+/// Runs independent tasks, possibly at the same time; a runtime's thread pool or a serial loop.
+class ThreadPool {
+ public:
+  /// Calls `task(context, i)` once for every i in [0, num_tasks), in any order, and waits for all.
+  virtual void run(size_t num_tasks, void (*task)(void* context, size_t index), void* context) = 0;
+
+ protected:
+  ~ThreadPool() = default;
+};
+
+/// Runs every task on the calling thread, in order.
+class SerialPool final : public ThreadPool {
+ public:
+  void run(size_t num_tasks, void (*task)(void*, size_t), void* context) override {
+    for (size_t i = 0; i < num_tasks; ++i) task(context, i);
+  }
+};
+
+/// Calls `task(i)` for every i in [0, num_tasks) on `pool`.
+template <class Task>
+void parallel_for(ThreadPool& pool, size_t num_tasks, Task&& task) {
+  using Callable = std::remove_reference_t<Task>;
+  if (num_tasks == 0) return;
+  pool.run(
+      num_tasks, [](void* context, size_t index) { (*static_cast<Callable*>(context))(index); },
+      &task);
+}
+
+}  // namespace moe_export::cpu

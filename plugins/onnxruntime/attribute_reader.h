@@ -1,0 +1,79 @@
+#pragma once
+#include <cmath>
+#include <iterator>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "errors.h"
+#include "spec/contract.h"
+
+namespace moe_export::ort {
+
+/// Reads every attribute of a node; a visitor of the records in spec/contract.h.
+class AttributeReader {
+ public:
+  /// @param label the contract label that messages start with.
+  AttributeReader(const OrtApi* api, const OrtKernelInfo* info, std::string label)
+      : api_(api), info_(info), label_(std::move(label)) {}
+
+  void operator()(const char* name, int64_t& value) const {
+    found(name, "int", KernelInfoGetAttribute_int64(api_, info_, name, &value));
+  }
+
+  void operator()(const char* name, bool& value) const {
+    int64_t number = 0;
+    (*this)(name, number);
+    require(number == 0 || number == 1, label_,
+            [&] { return std::string(name) + " must be 0 or 1; found " + std::to_string(number); });
+    value = number == 1;
+  }
+
+  void operator()(const char* name, float& value) const {
+    found(name, "float", KernelInfoGetAttribute_float(api_, info_, name, &value));
+    require(std::isfinite(value), label_, [&] {
+      return std::string(name) + " must be a finite float; found " + std::to_string(value);
+    });
+  }
+
+  template <class Enum>
+  void operator()(const char* name, Enum& value) const {
+    const std::string text = read_string(name);
+    std::string choices;
+    int32_t index = 0;
+    for (const std::string_view choice : EnumNames<Enum>::kValues) {
+      if (text == choice) {
+        value = static_cast<Enum>(index);
+        return;
+      }
+      choices.append(index++ > 0 ? ", " : "").append(choice);
+    }
+    throw ContractError(label_ + ": " + name + " must be one of " + choices + "; found '" + text +
+                        "'");
+  }
+
+ private:
+  std::string read_string(const char* name) const {
+    size_t size = 0;  // with the terminating zero
+    found(name, "string", KernelInfoGetAttribute_string(api_, info_, name, nullptr, &size));
+    std::vector<char> buffer(size + 1, '\0');
+    found(name, "string", KernelInfoGetAttribute_string(api_, info_, name, buffer.data(), &size));
+    return buffer.data();
+  }
+
+  /// Missing or of another type: the runtime's text says which.
+  void found(const char* name, const char* type, OrtStatus* status) const {
+    try {
+      check(api_, status);
+    } catch (const std::runtime_error& error) {
+      throw ContractError(label_ + ": the node needs attribute " + name + " of type " + type +
+                          " (" + error.what() + ")");
+    }
+  }
+
+  const OrtApi* api_;
+  const OrtKernelInfo* info_;
+  std::string label_;
+};
+
+}  // namespace moe_export::ort

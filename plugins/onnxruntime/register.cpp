@@ -1,0 +1,52 @@
+#include <string>
+
+#include "custom_op.h"
+#include "grouped_experts_op.h"
+#include "top_k_gating_op.h"
+
+namespace moe_export::ort {
+namespace {
+
+/// The domain with its ops. There is one for all sessions of the process, and it is never
+/// released: sessions may outlive static objects.
+class Library {
+ public:
+  explicit Library(const OrtApi* api) : top_k_gating_(api), grouped_experts_(api) {
+    check(api, CreateCustomOpDomain(api, kDomain, &domain_));
+    check(api, CustomOpDomain_Add(api, domain_, &top_k_gating_));
+    check(api, CustomOpDomain_Add(api, domain_, &grouped_experts_));
+  }
+
+  OrtCustomOpDomain* domain() const { return domain_; }
+
+ private:
+  CustomOp<TopKGatingKernel> top_k_gating_;
+  CustomOp<GroupedExpertsKernel> grouped_experts_;
+  OrtCustomOpDomain* domain_ = nullptr;
+};
+
+OrtStatus* refuse_runtime(const OrtApiBase* base) {
+  const std::string message = std::string("moe_export needs ONNX Runtime 1.") +
+                              std::to_string(kApiVersion) + " or newer; this is " +
+                              base->GetVersionString();
+  return CreateStatus(base->GetApi(1), ORT_FAIL, message.c_str());
+}
+
+}  // namespace
+}  // namespace moe_export::ort
+
+#define MOE_EXPORT_API extern "C" __attribute__((visibility("default")))
+
+/// Adds the ops of domain `moe_export` to a session; the runtime calls it by this name.
+MOE_EXPORT_API OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  using namespace moe_export::ort;
+  const OrtApi* const api = base->GetApi(kApiVersion);
+  if (api == nullptr) return refuse_runtime(base);
+  return guard(api, [&] {
+    static const Library* const library = new Library(api);
+    check(api, AddCustomOpDomain(api, options, library->domain()));
+  });
+}
+
+/// The package's version, zero-terminated.
+MOE_EXPORT_API const char* moe_export_ort_version() { return MOE_EXPORT_VERSION; }

@@ -1,0 +1,59 @@
+#include "shape_inference.h"
+
+#include <atomic>
+#include <memory>
+
+namespace moe_export::ort {
+
+Dimension inferred_tokens(const OrtApi* api, const OrtShapeInferContext* context) {
+  // Equal names mean equal sizes to the runtime, which reuses buffers by them: so never one twice.
+  static std::atomic<int64_t> num_names{0};
+  const Dimension unknown = {-1, "moe_export_tokens_" + std::to_string(++num_names)};
+
+  size_t num_inputs = 0;
+  check(api, ShapeInferContext_GetInputCount(api, context, &num_inputs));
+  if (num_inputs == 0) return unknown;
+  OrtTensorTypeAndShapeInfo* info = nullptr;  // the context owns it
+  check(api, ShapeInferContext_GetInputTypeShape(api, context, 0, &info));
+  size_t rank = 0;
+  if (info != nullptr) check(api, GetDimensionsCount(api, info, &rank));
+  constexpr size_t kMatrix = 2;
+  if (rank != kMatrix) return unknown;
+  int64_t sizes[kMatrix] = {};
+  const char* names[kMatrix] = {};
+  check(api, GetDimensions(api, info, sizes, kMatrix));
+  check(api, GetSymbolicDimensions(api, info, names, kMatrix));
+  if (sizes[0] >= 0) return {sizes[0], ""};
+  const bool named = names[0] != nullptr && *names[0] != '\0';
+  return named ? Dimension{-1, names[0]} : unknown;
+}
+
+int64_t inferred_attribute(const OrtApi* api, const OrtShapeInferContext* context,
+                           const char* name) {
+  const OrtOpAttr* attribute = nullptr;
+  check(api, ShapeInferContext_GetAttribute(api, context, name, &attribute));
+  int64_t value = 0;
+  size_t size = 0;
+  check(api, ReadOpAttr(api, attribute, ORT_OP_ATTR_INT, &value, sizeof(value), &size));
+  return value;
+}
+
+void set_inferred_output(const OrtApi* api, OrtShapeInferContext* context, size_t index,
+                         ONNXTensorElementDataType type, const std::vector<Dimension>& shape) {
+  std::vector<int64_t> sizes;
+  std::vector<const char*> names;
+  for (const Dimension& dimension : shape) {
+    sizes.push_back(dimension.size);
+    names.push_back(dimension.size < 0 ? dimension.name.c_str() : "");
+  }
+  OrtTensorTypeAndShapeInfo* raw_info = nullptr;
+  check(api, CreateTensorTypeAndShapeInfo(api, &raw_info));
+  const auto release = [api](auto* info) { ReleaseTensorTypeAndShapeInfo(api, info); };
+  const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(release)> info(raw_info, release);
+  check(api, SetTensorElementType(api, info.get(), type));
+  check(api, SetDimensions(api, info.get(), sizes.data(), sizes.size()));
+  check(api, SetSymbolicDimensions(api, info.get(), names.data(), names.size()));
+  check(api, ShapeInferContext_SetOutputTypeShape(api, context, index, info.get()));
+}
+
+}  // namespace moe_export::ort

@@ -9,7 +9,13 @@ T = TypeVar("T")
 
 
 class Progress(Protocol):
-    """Receives progress; the command line draws it, the library ignores it by default."""
+    """Receives progress; the command line draws it, the library ignores it by default.
+
+    Attributes:
+        remarks: What was remarked so far.
+    """
+
+    remarks: list[str]
 
     def stage(self, name: str) -> None:
         """A pipeline stage called ``name`` begins."""

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx_ir as ir
-import torch
 
 from moe_export.errors import UnsupportedModelError
 from moe_export.ops.contract import moe_nodes
+from moe_export.ops.layout import SourceLayout
 from moe_export.ops.onnx_ops import LAYOUT_KEY, node_attributes, node_layout
-from moe_export.ops.torch_ops import SourceLayout
+from moe_export.ops.spec import DOMAIN
 
 
 def normalize_weights(model: ir.Model) -> None:
     """Give every expert weight the contract's row-major layout.
 
-    Rule: an expert weight is an initializer, read by expert nodes only and under one layout; its
-    tensor becomes one that is computed when it is written.
+    Rule: an expert weight is an initializer; one that the checkpoint stores otherwise is read by
+    expert nodes alone, under one layout. Its tensor becomes one that is computed when written.
 
     Raises:
         UnsupportedModelError: a weight is computed inside the graph, or read in two ways.
@@ -31,47 +32,29 @@ def normalize_weights(model: ir.Model) -> None:
                 raise UnsupportedModelError(
                     f"{node.name}: {name} is computed inside the graph; experts need stored weights"
                 )
-            if done.setdefault(value.name, layout) != layout:
-                raise UnsupportedModelError(f"{value.name} is stored in two layouts at once")
-            if value.const_value is not _normalized(value, name, layout):
-                _replace(model, value, name, layout)
+            if done.get(value.name, layout) != layout:
+                raise UnsupportedModelError(f"{value.name} is read under two layouts at once")
+            if value.name not in done and layout.changes(name):
+                _normalize(value, name, layout)
+            done[value.name] = layout
         node.metadata_props.pop(LAYOUT_KEY)
 
 
-_MARK = "moe_export.row_major"
-
-
-def _normalized(value: ir.Value, name: str, layout: SourceLayout) -> ir.TensorProtocol | None:
-    """The value's tensor if nothing is left to do to it."""
-    plain = layout == SourceLayout() or (not layout.interleaved and "weight" not in name)
-    return value.const_value if plain or _MARK in value.metadata_props else None
-
-
-def _replace(model: ir.Model, value: ir.Value, name: str, layout: SourceLayout) -> None:
+def _normalize(value: ir.Value, name: str, layout: SourceLayout) -> None:
     tensor = value.const_value
-    if tensor is None:
-        return
-    users = {node.domain for node, _ in value.uses()}
-    if users != {"moe_export"}:
-        raise UnsupportedModelError(
-            f"{value.name} is stored {layout} and read by other nodes than experts too"
-        )
-    value.const_value = ir.LazyTensor(
-        _loader(tensor, name, layout),
-        dtype=tensor.dtype,
-        shape=ir.Shape(layout.row_major_shape(name, list(tensor.shape.numpy()))),
-        name=value.name,
-    )
-    value.shape = value.const_value.shape
-    value.metadata_props[_MARK] = "1"
-    del model
+    if tensor is None or {node.domain for node, _ in value.uses()} != {DOMAIN}:
+        raise UnsupportedModelError(f"{value.name} is read by other nodes than experts too")
+    shape = ir.Shape(layout.row_major_shape(name, tensor.shape.numpy()))
+    load = _loader(tensor, name, layout)
+    value.const_value = ir.LazyTensor(load, dtype=tensor.dtype, shape=shape, name=value.name)
+    value.shape = shape
 
 
 def _loader(
     tensor: ir.TensorProtocol, name: str, layout: SourceLayout
 ) -> Callable[[], ir.TensorProtocol]:
     def load() -> ir.TensorProtocol:
-        stored = torch.from_numpy(tensor.numpy())
-        return ir.tensor(layout.to_row_major(name, stored).contiguous().numpy(), name=tensor.name)
+        rows = layout.to_row_major(name, tensor.numpy())
+        return ir.tensor(np.ascontiguousarray(rows), name=tensor.name)
 
     return load

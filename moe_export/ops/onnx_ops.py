@@ -13,7 +13,10 @@ import onnx_ir as ir
 import onnxscript
 import torch
 
-from moe_export.ops import spec, torch_ops
+import moe_export.ops.torch_ops  # noqa: F401 - registers the operators that are translated
+
+from moe_export.ops import spec
+from moe_export.ops.layout import SourceLayout
 
 # Metadata that a node carries from tracing to lowering.
 PATH_KEY = "moe_export.path"
@@ -95,6 +98,6 @@ def node_attributes(node: ir.Node) -> spec.OpAttributes:
     return spec.op_attributes(node.op_type).from_onnx(values)
 
 
-def node_layout(node: ir.Node) -> torch_ops.SourceLayout:
+def node_layout(node: ir.Node) -> SourceLayout:
     """How the checkpoint stores the weights that ``node`` reads."""
-    return torch_ops.SourceLayout(**json.loads(node.metadata_props[LAYOUT_KEY]))
+    return SourceLayout(**json.loads(node.metadata_props[LAYOUT_KEY]))

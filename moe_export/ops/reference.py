@@ -71,7 +71,8 @@ def _score(logits: Float, attributes: TopKGating) -> Float:
     if attributes.score_function == "sigmoid":
         return _sigmoid(logits)
     if attributes.score_function == "sqrt_softplus":
-        return np.asarray(np.sqrt(np.logaddexp(np.float32(0), logits)), np.float32)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.sqrt(np.logaddexp(np.float32(0), logits)), np.float32)
     return logits
 
 

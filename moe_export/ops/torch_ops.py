@@ -7,41 +7,14 @@ the only place that lists them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
+from moe_export.ops.layout import SourceLayout
 from moe_export.ops.spec import GroupedExperts, TopKGating, require
-
-
-@dataclass(frozen=True)
-class SourceLayout:
-    """How a checkpoint stores expert weights; undone once, when the weights are saved.
-
-    Attributes:
-        transposed: Weights are ``[E, K, N]`` instead of the contract's ``[E, N, K]``.
-        interleaved: Gate and up rows alternate instead of following each other.
-    """
-
-    transposed: bool = False
-    interleaved: bool = False
-
-    def row_major_shape(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape in the contract's layout of a tensor stored with ``shape``."""
-        if self.transposed and name in ("up_weight", "down_weight"):
-            return (*shape[:-2], shape[-1], shape[-2])
-        return tuple(shape)
-
-    def to_row_major(self, name: str, tensor: Tensor) -> Tensor:
-        """View or copy ``tensor``, an input called ``name``, in the contract's layout."""
-        if self.transposed and name in ("up_weight", "down_weight"):
-            tensor = tensor.transpose(-1, -2)
-        if self.interleaved and name.startswith("up_"):
-            tensor = torch.cat([tensor[:, 0::2], tensor[:, 1::2]], dim=1)
-        return tensor
 
 
 def dump_call(attributes: TopKGating | GroupedExperts, layout: SourceLayout, path: str) -> str:

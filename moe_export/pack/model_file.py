@@ -96,32 +96,14 @@ def write_experts(packed: PackedModel, node_name: str, name: str) -> Path:
     """
     model = ir.load(packed.path)
     node = next(n for n in model.graph if n.name == node_name)
-    names = ("x", "expert_ids", "expert_weights")
-    inputs = []
-    for value, new_name in zip(node.inputs[:3], names, strict=True):
-        if value is None:
-            raise MoeExportError(f"{node_name} has no input {new_name}")
-        width = value.shape[1] if value.shape is not None else "K"
-        shape = ir.Shape(["T", width if new_name == "x" else "K"])
-        inputs.append(ir.Value(name=new_name, shape=shape, type=value.type))
-    stored = [v for v in node.inputs[3:] if v is not None]
-    copy = ir.Node(
-        node.domain,
-        node.op_type,
-        [*inputs, *stored],
-        list(node.attributes.values()),
-        overload=node.overload,
-        name=node.name,
-        outputs=[ir.Value(name="y", type=inputs[0].type)],
-    )
-    graph = ir.Graph(
-        inputs,
-        list(copy.outputs),
-        nodes=[copy],
-        initializers=stored,
-        opset_imports=dict(model.opset_imports),
-        name="experts",
-    )
-    alone = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
-    ir.save(alone, packed.folder / name)
+    ends = [v for v in node.inputs[:3] if v is not None]
+    graph = ir.convenience.extract(model.graph, ends, list(node.outputs))
+    for value, new_name in zip(graph.inputs, ("x", "expert_ids", "expert_weights"), strict=True):
+        value.name = new_name
+        if value.shape is not None:
+            width = value.shape[1] if new_name == "x" else "K"
+            value.shape = ir.Shape(["T", width])
+    graph.outputs[0].name, graph.outputs[0].shape = "y", None
+    functions = list(model.functions.values())
+    ir.save(ir.Model(graph, ir_version=model.ir_version, functions=functions), packed.folder / name)
     return packed.folder / name

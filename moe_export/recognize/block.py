@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from moe_export.ops import torch_ops
+from moe_export.ops.layout import SourceLayout
 from moe_export.ops.spec import GroupedExperts, TopKGating
-from moe_export.ops.torch_ops import SourceLayout
 
 Route = Callable[[Tensor], tuple[Tensor, Tensor]]
 ExpertsFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -51,6 +51,7 @@ class MoeBlock:
         eager_experts: Eager's own experts under a given routing; None where eager's code mixes
             them with the router.
         expert_modules: Eager's expert modules, whose calls can be counted.
+        sums_experts: Whether the module returns the experts' sum and nothing else.
         proof: Evidence that the lowered form computes what eager computes.
     """
 
@@ -65,6 +66,7 @@ class MoeBlock:
     route: Route | None = None
     eager_experts: ExpertsFunction | None = None
     expert_modules: Sequence[nn.Module] = ()
+    sums_experts: bool = True
     proof: Proof | None = None
 
     def describe(self) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from moe_export.errors import ContractError, UnsupportedModelError
 from moe_export.ops import torch_ops
+from moe_export.ops.layout import SourceLayout
 from moe_export.ops.spec import GroupedExperts
-from moe_export.ops.torch_ops import SourceLayout
 from moe_export.recognize.block import MoeBlock, Proof
 from moe_export.recognize.expert_inner import probe_inner
 from moe_export.recognize.proof import relative_error

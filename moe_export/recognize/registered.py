@@ -40,6 +40,7 @@ def recognize_registered(
         lowered=lowered_layer(module, path, description.route, experts, description.combine),
         parameters=description.tensors(),
         route=description.route,
+        sums_experts=description.combine is None,
     )
     like = layer_input(where, module, record)
     rows = covering_rows(description.route, experts.num_experts, like)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -43,6 +43,10 @@ class WatchedBlock(Protocol):
     def expert_modules(self) -> Sequence[nn.Module]:
         """Modules whose calls can be counted."""
 
+    @property
+    def sums_experts(self) -> bool:
+        """Whether the module returns the experts' sum and nothing else."""
+
 
 @dataclass
 class LayerTrace:
@@ -51,7 +55,7 @@ class LayerTrace:
     Attributes:
         expert_ids: ``[T, K]``.
         expert_weights: ``[T, K]`` float32.
-        y: The experts' sum, or the layer's output, ``[T, H]``; None where it was not asked for.
+        y: The experts' sum ``[T, H]``; None where the layer adds something to it.
         margin: ``[T]``, distance of the last kept selection score to the first one left out,
             relative to the larger of 1 and the score; infinite where eager selected nothing.
         rows_per_expert: Rows that each expert module was called with; empty where not counted.
@@ -93,6 +97,50 @@ class _SelectionMode(TorchDispatchMode):
         elif func in _SORTS and args[0].is_floating_point():
             self.taken.append((args[0], None))
         return func(*args, **(kwargs or {}))
+
+
+class EagerRunner:
+    """Eager PyTorch on NumPy arrays.
+
+    Args:
+        run: Calls the model with named tensors and names its outputs.
+        blocks: The layers to watch.
+    """
+
+    def __init__(
+        self, run: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]], blocks: Sequence[WatchedBlock]
+    ) -> None:
+        self._run, self._blocks = run, blocks
+
+    def trace(self, inputs: Mapping[str, Array]) -> Trace:
+        """Run the model once and watch its layers."""
+        with watch(self._blocks) as layers:
+            outputs = self.run(inputs)
+        return Trace(outputs, layers)
+
+    def run(
+        self, inputs: Mapping[str, Array], dtypes: Mapping[str, torch.dtype] | None = None
+    ) -> dict[str, Array]:
+        """Run the model once; outputs come back as float32.
+
+        Args:
+            inputs: Arrays by input name.
+            dtypes: Types that some inputs are cast to first.
+        """
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        for name, dtype in (dtypes or {}).items():
+            tensors[name] = tensors[name].to(dtype)
+        outputs = self._run(tensors)
+        return {
+            name: (t.float() if t.is_floating_point() else t).numpy() for name, t in outputs.items()
+        }
+
+
+def run_experts(block: WatchedBlock, x: Array, expert_ids: Array, expert_weights: Array) -> Array:
+    """Eager's own experts of a layer under a given routing, ``[T, H]`` float32."""
+    tensors = [torch.from_numpy(a) for a in (x, expert_ids, expert_weights)]
+    result: Array = block.eager_experts(*tensors).numpy()
+    return result
 
 
 @contextmanager
@@ -159,9 +207,14 @@ def _trace(
     return LayerTrace(
         expert_ids=ids.numpy().copy(),
         expert_weights=weights.float().numpy().copy(),
-        y=result.reshape(-1, result.shape[-1]).float().numpy().copy(),
+        y=_rows(result) if block.sums_experts else None,
         margin=_margin(taken, len(ids), k),
     )
+
+
+def _rows(tensor: Tensor) -> Array:
+    array: Array = tensor.reshape(-1, tensor.shape[-1]).float().numpy().copy()
+    return array
 
 
 def _margin(taken: list[tuple[Tensor, int | None]], tokens: int, top_k: int) -> Array:

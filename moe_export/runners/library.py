@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 from moe_export.errors import EnvironmentLacksError
@@ -10,15 +11,20 @@ LIBRARY_NAME = "libmoe_export_ort.so"
 
 
 def ort_library_path() -> Path:
-    """Path of the op library that was built with this package.
+    """Path of the op library that was built when this package was installed.
 
     Raises:
-        EnvironmentLacksError: the package was installed without it.
+        EnvironmentLacksError: the package is not installed, or without the library.
     """
-    path = Path(__file__).resolve().parent.parent / "lib" / LIBRARY_NAME
+    # Not beside this file: an editable install keeps Python and built files apart.
+    try:
+        found = metadata.distribution("moe-export").locate_file(f"moe_export/lib/{LIBRARY_NAME}")
+    except metadata.PackageNotFoundError as error:
+        raise EnvironmentLacksError("moe-export is not installed: pip install '.[cpu]'") from error
+    path = Path(str(found))
     if not path.is_file():
         raise EnvironmentLacksError(
-            f"{LIBRARY_NAME} is missing from {path.parent}: install with pip install '.[cpu]', which "
-            "builds it (a C++ compiler is needed)"
+            f"{path} is missing: install again with pip install '.[cpu]', which builds it "
+            "(a C++ compiler is needed)"
         )
     return path

@@ -1,0 +1,118 @@
+"""Load a bundle and run it, without PyTorch."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from moe_export.errors import BundleError, EnvironmentLacksError
+from moe_export.package.manifest import Manifest, check_files, read_manifest
+from moe_export.runners.library import LIBRARY_NAME, ort_library_path
+from moe_export.runners.onnxruntime import Array, OnnxRuntimeRunner
+
+MODEL_NAME = "model.onnx"
+PARITY_NAME = "parity.json"
+
+
+class UnverifiedBundleWarning(UserWarning):
+    """The bundle failed its parity check or was never compared with eager."""
+
+
+class SlowBodyWarning(UserWarning):
+    """The MoE layers run in standard operators instead of this package's kernels."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk.
+
+    Attributes:
+        folder: Where it is.
+        manifest: What it says of itself.
+        trust: Use the op library inside the bundle instead of the installed one.
+        num_threads: Threads inside an operator; 0 for ONNX Runtime's choice.
+    """
+
+    folder: Path
+    manifest: Manifest
+    trust: bool = False
+    num_threads: int = 0
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once.
+
+        Args:
+            inputs: Arrays by input name; ``manifest.inputs`` lists types and shapes.
+
+        Returns:
+            Arrays by output name.
+
+        Raises:
+            UsageError: an input is missing, unknown, or of another type or shape.
+        """
+        return self.runner.run(inputs)
+
+    @cached_property
+    def runner(self) -> OnnxRuntimeRunner:
+        """The session, opened at the first use."""
+        return OnnxRuntimeRunner(
+            self.folder / MODEL_NAME, self._library(), num_threads=self.num_threads
+        )
+
+    @property
+    def verified(self) -> bool:
+        """Whether the bundle passed its comparison with eager."""
+        return self.manifest.parity["status"] == "passed"
+
+    def parity(self) -> dict[str, Any]:
+        """The full parity report; empty if it was skipped."""
+        path = self.folder / PARITY_NAME
+        report: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return report
+
+    def _library(self) -> Path | None:
+        if self.trust and (self.folder / "lib" / LIBRARY_NAME).is_file():
+            return self.folder / "lib" / LIBRARY_NAME
+        try:
+            return ort_library_path()
+        except EnvironmentLacksError:
+            if self.manifest.target != "portable":
+                raise
+            warnings.warn(
+                "the op library is not installed: the MoE layers run in standard operators, slowly",
+                SlowBodyWarning,
+                stacklevel=2,
+            )
+            return None
+
+
+def load(folder: str | Path, *, trust: bool = False, num_threads: int = 0) -> Bundle:
+    """Open a bundle.
+
+    Args:
+        folder: The bundle.
+        trust: Run the op library that the bundle brings; without it the installed one is used.
+        num_threads: Threads inside an operator; 0 for ONNX Runtime's choice.
+
+    Raises:
+        BundleError: a file is missing, changed, or outside the bundle.
+    """
+    path = Path(folder)
+    manifest = read_manifest(path)
+    check_files(path, manifest)
+    if MODEL_NAME not in manifest.files:
+        raise BundleError(f"the manifest of {path} lists no {MODEL_NAME}")
+    status = manifest.parity["status"]
+    if status != "passed":
+        said = "failed its comparison" if status == "failed" else "was never compared"
+        warnings.warn(
+            f"{path} is not verified: it {said} with eager PyTorch",
+            UnverifiedBundleWarning,
+            stacklevel=2,
+        )
+    return Bundle(path, manifest, trust, num_threads)

@@ -1,0 +1,132 @@
+"""Write a bundle beside its final place, then move it there whole."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_export.errors import MoeExportError
+from moe_export.package.bundle import PARITY_NAME
+from moe_export.package.manifest import MANIFEST_NAME, FileRecord, Manifest, hash_file
+from moe_export.runners.onnxruntime import Array, Signature
+
+_PACKAGES = ("moe-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
+# IR 10 and opset 20 are read by ONNX Runtime from 1.18 on; the op library asks for API 17.
+MINIMUM_VERSIONS = {"onnxruntime": "1.18", "onnx_ir_version": "10", "opset": "20"}
+
+
+@contextmanager
+def staged(output: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A folder beside ``output`` that takes its place when the block ends without an error.
+
+    Raises:
+        MoeExportError: ``output``'s parent cannot be written.
+    """
+    parent = output.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=parent))
+        folder.chmod(0o755)
+    except OSError as error:
+        raise MoeExportError(f"{parent} cannot be written: {error}") from error
+    try:
+        yield folder
+        _exchange(folder, output, overwrite=overwrite)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _exchange(folder: Path, output: Path, *, overwrite: bool) -> None:
+    if not output.exists():
+        folder.rename(output)
+        return
+    if not overwrite:
+        raise MoeExportError(f"{output} appeared while the bundle was built: nothing is overwritten")
+    old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old.", dir=output.absolute().parent))
+    output.rename(old / output.name)
+    try:
+        folder.rename(output)
+    except OSError:
+        (old / output.name).rename(output)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_example(
+    folder: Path, inputs: Mapping[str, Array], expected: Mapping[str, Array]
+) -> None:
+    """Write the example's inputs and eager's outputs."""
+    (folder / "example").mkdir()
+    np.savez(folder / "example" / "inputs.npz", **dict(inputs))
+    np.savez(folder / "example" / "expected.npz", **dict(expected))
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write formatted JSON without NaN."""
+    path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_parity(folder: Path, report: Mapping[str, Any]) -> None:
+    """Write the full parity report."""
+    write_json(folder / PARITY_NAME, report)
+
+
+def copy_library(folder: Path, library: Path) -> None:
+    """Put the op library where C++ programs and servers find it."""
+    (folder / "lib").mkdir()
+    shutil.copy(library, folder / "lib" / library.name)
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    target: str,
+    source: Mapping[str, Any],
+    inputs: tuple[Signature, ...],
+    outputs: tuple[Signature, ...],
+    layers: list[dict[str, Any]],
+    parity: Mapping[str, Any],
+    batch_coupled: bool | None,
+    remarks: list[str],
+) -> Manifest:
+    """Record every file of ``folder`` and write the manifest last."""
+    files = {
+        path.relative_to(folder).as_posix(): FileRecord(path.stat().st_size, hash_file(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    manifest = Manifest(
+        target=target,
+        source=source,
+        versions={"python": platform.python_version(), **_versions()},
+        minimum_versions=MINIMUM_VERSIONS,
+        files=files,
+        inputs=[asdict(s) for s in inputs],
+        outputs=[asdict(s) for s in outputs],
+        layers=layers,
+        parity=parity,
+        batch_coupled=batch_coupled,
+        remarks=remarks,
+    )
+    (folder / MANIFEST_NAME).write_text(manifest.to_text(), encoding="utf-8")
+    return manifest
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,137 @@
+"""The pipeline: each stage is a function from one record to the next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_export.capture.stage import capture
+from moe_export.errors import ParityError
+from moe_export.load.model import LoadedModel, restore_dtypes
+from moe_export.load.source import load_module, load_source
+from moe_export.lower.stage import LoweredModel, lower
+from moe_export.pack.model_file import pack
+from moe_export.package import write
+from moe_export.package.bundle import Bundle
+from moe_export.plan import BuildPlan, InputSpec, Target
+from moe_export.progress import Progress, SilentProgress
+from moe_export.recognize.stage import recognize
+from moe_export.runners.library import ort_library_path
+from moe_export.runners.onnxruntime import OnnxRuntimeRunner
+from moe_export.verify.report import ParityReport
+from moe_export.verify.stage import verify
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from moe_export.load.inputs import ExampleInputs
+
+
+def build_source(source: str, plan: BuildPlan, progress: Progress) -> Bundle:
+    """Export what ``source`` names; see ``build``."""
+    plan.check_output()
+    progress.stage("load")
+    return build_loaded(load_source(source, plan), plan, progress)
+
+
+def build(
+    model: nn.Module,
+    example_inputs: ExampleInputs | None = None,
+    *,
+    output: str | Path,
+    target: Target = "cpu",
+    progress: Progress | None = None,
+    **options: Any,  # noqa: ANN401 - fields of BuildPlan
+) -> Bundle:
+    """Export a module in memory to a verified bundle.
+
+    Args:
+        model: The module; it is evaluated in eval mode and float32 and left as it was.
+        example_inputs: A tensor, a sequence of tensors in the order of ``forward``'s arguments, or
+            tensors by name. Hugging Face causal models need none.
+        output: Folder of the bundle.
+        target: ``cpu`` or ``portable``.
+        progress: Receives progress; nothing is printed without it.
+        **options: Further fields of ``BuildPlan``, such as ``overwrite``, ``dynamic`` or ``seed``.
+
+    Returns:
+        The bundle, opened.
+
+    Raises:
+        UnsupportedModelError: the model has something that cannot be exported faithfully.
+        ParityError: the result differs from eager; the bundle is kept, marked unverified.
+        UsageError: an argument is wrong.
+    """
+    plan = BuildPlan(output=Path(output), target=target, **options)
+    plan.check_output()
+    training = model.training
+    loaded = load_module(model, example_inputs, plan, source=type(model).__name__)
+    try:
+        return build_loaded(loaded, plan, progress or SilentProgress())
+    finally:
+        restore_dtypes(model, loaded.source_dtypes)
+        model.train(training)
+
+
+def build_loaded(loaded: LoadedModel, plan: BuildPlan, progress: Progress) -> Bundle:
+    """The stages after ``load``."""
+    library = ort_library_path() if plan.target == "cpu" else None
+    progress.stage("recognize")
+    blocks = recognize(loaded, progress)
+    progress.stage("capture")
+    captured = capture(loaded, blocks, plan, progress)
+    progress.stage("lower")
+    lowered = lower(captured, plan)
+    with write.staged(plan.output, overwrite=plan.overwrite) as folder:
+        progress.stage("pack")
+        packed = pack(lowered, folder, progress)
+        report = None
+        if plan.verify:
+            progress.stage("verify")
+            report = verify(loaded, packed, plan, library, progress)
+        progress.stage("package")
+        manifest = _package(loaded, lowered, plan, report, folder, library, progress)
+    if report is not None and not report.passed:
+        raise ParityError(_failure(report, plan))
+    return Bundle(plan.output, manifest)
+
+
+def _package(
+    loaded: LoadedModel,
+    lowered: LoweredModel,
+    plan: BuildPlan,
+    report: ParityReport | None,
+    folder: Path,
+    library: Path | None,
+    progress: Progress,
+) -> Any:  # noqa: ANN401
+    runner = OnnxRuntimeRunner(folder / "model.onnx", library)
+    expected = {name: t.numpy() for name, t in loaded.run(loaded.inputs).items()}
+    write.write_example(folder, {n: t.numpy() for n, t in loaded.inputs.items()}, expected)
+    if report is not None:
+        write.write_parity(folder, report.to_json())
+    if library is not None:
+        write.copy_library(folder, library)
+    return write.write_manifest(
+        folder,
+        target=plan.target,
+        source={"name": loaded.source, "kind": loaded.kind, **loaded.description},
+        inputs=runner.inputs,
+        outputs=runner.outputs,
+        layers=[layer.block.describe() for layer in lowered.layers],
+        parity=report.summary() if report else {"status": "skipped"},
+        batch_coupled=report.batch_coupled if report else None,
+        remarks=list(progress.remarks),
+    )
+
+
+def _failure(report: ParityReport, plan: BuildPlan) -> str:
+    first = report.first_diverging_layer
+    where = f"first diverging layer: {first or '<root>'}" if first is not None else (
+        "every MoE layer agrees: the difference arises outside them"
+    )  # fmt: skip
+    listed = "\n  ".join(report.failures[:10])
+    return (
+        f"the exported model differs from eager ({where}):\n  {listed}\n"
+        f"{plan.output} is kept for inspection and marked unverified; parity.json has all numbers"
+    )

@@ -1,0 +1,1 @@
+"""Stage 8: compare the written model with eager PyTorch, routing included."""

@@ -1,0 +1,120 @@
+"""Inputs of the parity sweep: other shapes than the example's, and padded masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_export.plan import AxisSpec
+
+Array = NDArray[Any]
+
+# Sizes of (first symbolic axis, further ones): one token, an odd count, a small batch, many.
+_PAIRS = ((1, 1), (1, 7), (3, 5), (2, 64))
+_SINGLES = (1, 7, 33, 256)
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """One input of the graph: symbolic sizes by name, an example, and its valid integers."""
+
+    name: str
+    sizes: tuple[int | str, ...]
+    example: Array
+    num_values: int | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of one comparison.
+
+    Attributes:
+        name: What is special about it.
+        inputs: By name.
+        attended: ``[B, S]`` bool, positions that an attention mask keeps; None without a mask.
+    """
+
+    name: str
+    inputs: Mapping[str, Array]
+    attended: Array | None = None
+
+
+class Sweep:
+    """Draws the cases of one model.
+
+    Args:
+        inputs: The graph's inputs.
+        ranges: Axes with a range that sizes must stay within.
+        seed: Seeds every draw.
+    """
+
+    def __init__(
+        self, inputs: tuple[InputShape, ...], ranges: tuple[AxisSpec, ...], seed: int
+    ) -> None:
+        self._inputs, self._ranges = inputs, ranges
+        self._random = np.random.default_rng(seed)
+
+    def shapes(self) -> Iterator[tuple[str, dict[str, int], str | None]]:
+        """Names of the cases with the size of each symbol, and the side that is padded."""
+        symbols = list(dict.fromkeys(s for i in self._inputs for s in i.sizes if isinstance(s, str)))
+        if not symbols:
+            yield "example shape", {}, None
+            return
+        rows = [(s,) for s in _SINGLES] if len(symbols) == 1 else list(_PAIRS)
+        for row in rows:
+            sizes = {s: self._within(s, row[min(i, len(row) - 1)]) for i, s in enumerate(symbols)}
+            label = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            yield label, sizes, None
+            if any(_is_mask(i) for i in self._inputs) and row == (3, 5):
+                yield f"{label}, padded right", sizes, "right"
+                yield f"{label}, padded left", sizes, "left"
+
+    def _within(self, symbol: str, size: int) -> int:
+        """``size`` moved into the range that the user gave for an axis of this symbol."""
+        by_name = {i.name: i for i in self._inputs}
+        for spec in self._ranges:
+            sizes = by_name[spec.name].sizes if spec.name in by_name else ()
+            if spec.axis < len(sizes) and sizes[spec.axis] == symbol:
+                size = max(spec.minimum or 1, min(size, spec.maximum or size))
+        return size
+
+    def draw(self, name: str, sizes: Mapping[str, int], padded: str | None) -> Case:
+        """Draw one case anew."""
+        arrays, attended = {}, None
+        for item in self._inputs:
+            shape = tuple(sizes[s] if isinstance(s, str) else s for s in item.sizes)
+            if _is_mask(item):
+                arrays[item.name] = _mask(shape, padded).astype(item.example.dtype)
+                attended = arrays[item.name].astype(bool) if len(shape) == 2 else attended
+            else:
+                arrays[item.name] = self._values(item, shape)
+        return Case(name, arrays, attended)
+
+    def _values(self, item: InputShape, shape: tuple[int, ...]) -> Array:
+        example = item.example
+        if np.issubdtype(example.dtype, np.floating):
+            spread = float(example.std()) or 1.0
+            drawn = self._random.standard_normal(shape) * spread + float(example.mean())
+            return drawn.astype(example.dtype)
+        if item.num_values is not None:
+            return self._random.integers(0, item.num_values, shape).astype(example.dtype)
+        # Which integers are valid is not known: use those of the example.
+        return self._random.choice(example.reshape(-1), shape).astype(example.dtype)
+
+
+def _is_mask(item: InputShape) -> bool:
+    return "mask" in item.name and not np.issubdtype(item.example.dtype, np.floating)
+
+
+def _mask(shape: tuple[int, ...], padded: str | None) -> Array:
+    """Ones; with padding, row r loses r positions on that side, at least one position stays."""
+    mask = np.ones(shape, np.int64)
+    for row in range(shape[0] if padded else 0):
+        lost = min(row, shape[-1] - 1)
+        if lost:
+            mask[row, slice(None, lost) if padded == "left" else slice(-lost, None)] = 0
+    return mask

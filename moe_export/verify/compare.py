@@ -1,0 +1,73 @@
+"""Compare numbers, and routing apart from numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_export.tolerances import TIE_TOLERANCE
+
+Array = NDArray[Any]
+
+
+def relative_error(found: Array, expected: Array) -> float:
+    """Largest difference over the largest expected magnitude; infinite when NaNs or shapes differ."""
+    if found.shape != expected.shape:
+        return float("inf")
+    if expected.size == 0:
+        return 0.0
+    if not np.issubdtype(expected.dtype, np.floating):
+        return 0.0 if np.array_equal(found, expected) else float("inf")
+    if not np.array_equal(np.isfinite(found), np.isfinite(expected)):
+        return float("inf")
+    finite = np.isfinite(expected)
+    if not finite.any():
+        return 0.0
+    scale = float(np.abs(expected[finite]).max())
+    return float(np.abs(found[finite] - expected[finite]).max()) / (scale or 1.0)
+
+
+@dataclass(frozen=True)
+class RoutingComparison:
+    """How two routings of the same tokens differ.
+
+    Attributes:
+        disagreeing: ``[T]`` bool, other experts although the scores are apart.
+        tied: ``[T]`` bool, other experts within a tie.
+        weight_error: Largest difference of a weight over the agreeing tokens.
+    """
+
+    disagreeing: Array
+    tied: Array
+    weight_error: float
+
+
+def compare_routing(
+    ids: Array, weights: Array, expected_ids: Array, expected_weights: Array, margin: Array
+) -> RoutingComparison:
+    """Compare per token as sets of (id, weight).
+
+    Args:
+        ids: ``[T, K]`` of the exported model.
+        weights: ``[T, K]`` of the exported model.
+        expected_ids: ``[T, K]`` of eager.
+        expected_weights: ``[T, K]`` of eager.
+        margin: ``[T]``, how far eager's last kept selection score is from the first left out.
+    """
+    order, expected_order = np.argsort(ids, axis=1), np.argsort(expected_ids, axis=1)
+    ids, weights = _reorder(ids, order), _reorder(weights, order)
+    expected_ids = _reorder(expected_ids, expected_order)
+    expected_weights = _reorder(expected_weights, expected_order)
+    differs = (ids != expected_ids).any(axis=1)
+    tied = differs & (margin <= TIE_TOLERANCE)
+    same = ~differs
+    error = np.abs(weights[same] - expected_weights[same]).max(initial=0.0)
+    return RoutingComparison(differs & ~tied, tied, float(error))
+
+
+def _reorder(values: Array, order: Array) -> Array:
+    result: Array = np.take_along_axis(values, order, axis=1)
+    return result

@@ -13,7 +13,7 @@ from moe_export.lower.stage import LoweredModel, lower
 from moe_export.pack.model_file import pack
 from moe_export.package import write
 from moe_export.package.bundle import Bundle
-from moe_export.plan import BuildPlan, InputSpec, Target
+from moe_export.plan import BuildPlan, Target
 from moe_export.progress import Progress, SilentProgress
 from moe_export.recognize.stage import recognize
 from moe_export.runners.library import ort_library_path

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -33,7 +32,9 @@ class InputSpec:
         """
         match = re.fullmatch(r"(\w+)=(\d+(?:,\d+)*)(?::(\w+))?", text.strip())
         if not match:
-            raise UsageError(f"--input {text!r}: expected NAME=SIZE,SIZE,...[:DTYPE], as in x=2,16,64")
+            raise UsageError(
+                f"--input {text!r}: expected NAME=SIZE,SIZE,...[:DTYPE], as in x=2,16,64"
+            )
         name, shape, dtype = match[1], match[2], match[3] or "float32"
         if dtype not in _DTYPES:
             raise UsageError(f"--input {text!r}: {dtype} is not one of {', '.join(_DTYPES)}")
@@ -110,11 +111,3 @@ class BuildPlan:
 
     def _entries(self) -> list[Path]:
         return list(self.output.iterdir()) if self.output.is_dir() else [self.output]
-
-
-@dataclass(frozen=True)
-class AxisPlan:
-    """Which axes of the inputs may vary: ``None`` for any size, a pair for a range."""
-
-    ranges: Mapping[tuple[str, int], tuple[int, int] | None] = field(default_factory=dict)
-    explicit: frozenset[tuple[str, int]] = frozenset()

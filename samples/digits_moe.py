@@ -15,7 +15,8 @@ class Expert(nn.Module):
         self.down = nn.Linear(intermediate_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(torch.nn.functional.gelu(self.up(x)))
+        y: Tensor = self.down(torch.nn.functional.gelu(self.up(x)))
+        return y
 
 
 class TopKGating(nn.Module):
@@ -34,7 +35,9 @@ class TopKGating(nn.Module):
 class MoELayer(nn.Module):
     """Routes each row of ``[N, H]`` to its experts: the loop that exporters stumble over."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int) -> None:
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int
+    ) -> None:
         super().__init__()
         self.gate = TopKGating(hidden_size, num_experts, top_k)
         self.experts = nn.ModuleList(
@@ -67,4 +70,5 @@ class DigitsClassifier(nn.Module):
         x = self.embed(images)
         for norm, layer in zip(self.norms, self.layers, strict=True):
             x = x + layer(norm(x))
-        return self.head(x)
+        logits: Tensor = self.head(x)
+        return logits

@@ -45,7 +45,9 @@ def enum_types() -> dict[str, tuple[str, ...]]:
     return {
         name: get_args(value)
         for name, value in vars(spec).items()
-        if name[0].isupper() and get_args(value) and all(isinstance(a, str) for a in get_args(value))
+        if name[0].isupper()
+        and get_args(value)
+        and all(isinstance(a, str) for a in get_args(value))
     }
 
 
@@ -69,7 +71,7 @@ def cpp_enum(name: str, values: tuple[str, ...]) -> str:
 
 def cpp_field(attribute: dataclasses.Field[Any], kind: Any) -> str:  # noqa: ANN401 - a type hint
     """One member of an attribute struct with the contract's default."""
-    default = attribute.default
+    default: Any = attribute.default
     if get_args(kind):
         name = enum_name(kind)
         return f"  {name} {attribute.name} = {name}::k{pascal_case(default)};"

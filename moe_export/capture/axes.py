@@ -70,7 +70,9 @@ class _GuardHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if match := re.match(r"eval (Eq\(.*?\)) \[guard added\]\s*(.*?)(?: \(_|, for more|$)", text):
+        if match := re.match(
+            r"eval (Eq\(.*?\)) \[guard added\]\s*(.*?)(?: \(_|, for more|$)", text
+        ):
             self.guards.append(f"{match[1]} {match[2]}".strip())
 
 

@@ -6,12 +6,12 @@ import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from moe_export.errors import UsageError
 from moe_export.plan import InputSpec
+from moe_export.runners.arrays import read_arrays
 
 ExampleInputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -44,7 +44,7 @@ def name_inputs(model: nn.Module, example: ExampleInputs) -> dict[str, Tensor]:
 
 
 def draw_inputs(model: nn.Module, specs: Sequence[InputSpec], seed: int) -> dict[str, Tensor]:
-    """Draw tensors for ``--input``: standard normal, or ids that every embedding of the model has."""
+    """Draw tensors for ``--input``: normal, or ids that every embedding of the model has."""
     generator = torch.Generator().manual_seed(seed)
     drawn: dict[str, Tensor] = {}
     for spec in specs:
@@ -61,20 +61,18 @@ def draw_inputs(model: nn.Module, specs: Sequence[InputSpec], seed: int) -> dict
 
 def num_embedded(model: nn.Module) -> int:
     """Number of ids that every embedding of the model has; 2 where it has none."""
-    return min((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), default=2)
+    return min(
+        (m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), default=2
+    )
 
 
 def read_inputs(path: Path) -> dict[str, Tensor]:
-    """Read ``--inputs FILE.npz``; pickled entries are refused.
+    """Read ``--inputs FILE.npz``.
 
     Raises:
-        UsageError: the file is missing or is no such archive.
+        UsageError: the file is missing or is no archive of plain arrays.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: torch.from_numpy(archive[name].copy()) for name in archive.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise UsageError(f"--inputs {path}: not a readable .npz of plain arrays ({error})") from error
+    return {name: torch.from_numpy(array) for name, array in read_arrays(path).items()}
 
 
 def check_names(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:

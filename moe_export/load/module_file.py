@@ -35,8 +35,8 @@ def load_module_file(path: Path, *, trust: bool) -> nn.Module:
     except AttributeError as error:
         if "__main__" in str(error):
             raise UsageError(
-                f"{path} was saved by a script that defined its classes itself ({error}): move them "
-                "to a module that can be imported, save again, or pass MODULE:CALLABLE as the source"
+                f"{path} was saved by a script that defined its classes itself ({error}): move "
+                "them to a module that can be imported, save again, or pass MODULE:CALLABLE"
             ) from error
         raise UsageError(f"{path} does not fit the code it imports: {error}") from error
     except ModuleNotFoundError as error:
@@ -59,8 +59,8 @@ def _is_torchscript(path: Path) -> bool:
 
 def _not_a_module(path: Path, found: str) -> str:
     return (
-        f"{path} holds a {found}, not a module: for weights alone, write a function that builds the "
-        "model and loads them, and pass it as MODULE:CALLABLE"
+        f"{path} holds a {found}, not a module: for weights alone, write a function that builds "
+        "the model and loads them, and pass it as MODULE:CALLABLE"
     )
 
 
@@ -69,7 +69,7 @@ def _why_trust(path: Path) -> str:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError):
         return (
-            f"{path} may hold pickled Python objects, and unpickling runs code: pass --trust if you "
-            "know where the file comes from"
+            f"{path} may hold pickled Python objects, and unpickling runs code: pass --trust if "
+            "you know where the file comes from"
         )
     return _not_a_module(path, type(found).__name__)

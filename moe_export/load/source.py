@@ -51,8 +51,8 @@ def load_source(source: str, plan: BuildPlan) -> LoadedModel:
     if path.is_file():
         if path.suffix not in _MODULE_SUFFIXES:
             raise UsageError(
-                f"{source}: expected a module saved as {' or '.join(_MODULE_SUFFIXES)}; for weights "
-                "alone write a function that builds the model, and pass it as MODULE:CALLABLE"
+                f"{source}: expected a module saved as {' or '.join(_MODULE_SUFFIXES)}; "
+                "for weights alone write a function that builds the model, and pass MODULE:CALLABLE"
             )
         return load_module(load_module_file(path, trust=plan.trust), None, plan, source=source)
     if re.fullmatch(r"[\w.]+:[\w.]+", source):

@@ -74,7 +74,7 @@ def _find_layers(model: ir.Model, blocks: tuple[MoeBlock, ...]) -> tuple[Lowered
             raise UnsupportedModelError(f"{path} is called more than once in one run of the model")
         x, ids, weights = (value.name for value in node.inputs[:3] if value is not None)
         y = node.outputs[0].name
-        assert node.name and x and ids and weights and y  # noqa: S101 - exported values have names
+        assert node.name and x and ids and weights and y  # exported values have names
         found.append(LoweredLayer(by_path[path], node.name, x, ids, weights, y))
     missing = [path for path in by_path if path not in {layer.block.path for layer in found}]
     if missing:

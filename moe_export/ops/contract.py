@@ -52,7 +52,7 @@ def _check_node(node: ir.Node) -> None:
 
 
 def _known_shape(value: ir.Value) -> tuple[int, ...] | None:
-    """Shape with symbolic sizes replaced by a number of their own, or None where the rank is unknown."""
+    """Shape with a number of its own for each symbol, or None where the rank is unknown."""
     if value.shape is None:
         return None
     return tuple(d if isinstance(d, int) else _stand_in(str(d)) for d in value.shape)

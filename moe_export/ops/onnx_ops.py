@@ -14,7 +14,6 @@ import onnxscript
 import torch
 
 import moe_export.ops.torch_ops  # noqa: F401 - registers the operators that are translated
-
 from moe_export.ops import spec
 from moe_export.ops.layout import SourceLayout
 
@@ -56,7 +55,9 @@ def _schema(op: type[spec.OpAttributes]) -> onnx.defs.OpSchema:
         ],
         type_constraints=constraints,
         attributes=[
-            schema.Attribute(f.name, kinds.get(hints[f.name], schema.AttrType.STRING), required=True)
+            schema.Attribute(
+                f.name, kinds.get(hints[f.name], schema.AttrType.STRING), required=True
+            )
             for f in fields(op)
         ],
     )
@@ -75,9 +76,9 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
             parsed = json.loads(call)
             outputs = getattr(opset, op_type)(*tensors, **parsed["attributes"])
             first = outputs if isinstance(outputs, ir.Value) else outputs[0]
-            node = first.producer()
-            node.metadata_props[PATH_KEY] = parsed["path"]
-            node.metadata_props[LAYOUT_KEY] = json.dumps(parsed["layout"])
+            if (node := first.producer()) is not None:
+                node.metadata_props[PATH_KEY] = parsed["path"]
+                node.metadata_props[LAYOUT_KEY] = json.dumps(parsed["layout"])
             return outputs
 
         return function

@@ -37,7 +37,8 @@ def function_body(attributes: OpAttributes, overload: str = "") -> ir.Function:
     )
     proto = onnx.parser.parse_function(text)
     proto.overload = overload
-    return ir.from_proto(proto)
+    function: ir.Function = ir.from_proto(proto)
+    return function
 
 
 def _float(name: str, value: float) -> str:
@@ -50,7 +51,11 @@ def _ints(name: str, *values: int) -> str:
 
 def _negative_infinity(name: str) -> list[str]:
     # The text form has no literal for infinity.
-    return [_float(f"{name}_one", -1.0), _float(f"{name}_zero", 0.0), f"{name} = Div({name}_one, {name}_zero)"]
+    return [
+        _float(f"{name}_one", -1.0),
+        _float(f"{name}_zero", 0.0),
+        f"{name} = Div({name}_one, {name}_zero)",
+    ]
 
 
 _SCORES = {
@@ -142,7 +147,11 @@ def _group_lines(attributes: TopKGating) -> list[str]:
 
 
 _ACTIVATIONS = {
-    "silu": ["{out}_s = Mul({x}, alpha)", "{out}_g = Sigmoid({out}_s)", "{out} = Mul({x}, {out}_g)"],
+    "silu": [
+        "{out}_s = Mul({x}, alpha)",
+        "{out}_g = Sigmoid({out}_s)",
+        "{out} = Mul({x}, {out}_g)",
+    ],
     "gelu": ["{out} = Gelu({x})"],
     "gelu_tanh": ['{out} = Gelu <approximate = "tanh"> ({x})'],
     "relu": ["{out} = Relu({x})"],
@@ -175,7 +184,7 @@ def _inner_lines(attributes: GroupedExperts) -> list[str]:
 
 
 def _expert_lines(attributes: GroupedExperts) -> list[str]:
-    """One expert that has tokens: from ``places`` to ``updated``, ``sum_in`` with its rows added."""
+    """One expert with tokens: from ``places`` to ``updated``, ``sum_in`` with its rows added."""
     on_input = attributes.weight_on == "input"
     bias = attributes.has_bias
     lines = [

@@ -94,13 +94,16 @@ def _choose(score: Float, attributes: TopKGating, bias: Float | None) -> NDArray
 
 def _weigh(logits: Float, score: Float, attributes: TopKGating) -> Float:
     """Steps 5 and 6, for the selected experts."""
-    weight = {"score": lambda: score, "softmax": lambda: _softmax(logits), "sigmoid": lambda: _sigmoid(logits)}[
-        attributes.weight_function
-    ]()
+    if attributes.weight_function == "score":
+        weight = score
+    else:
+        weight = (_softmax if attributes.weight_function == "softmax" else _sigmoid)(logits)
     if attributes.renormalize:
         total, epsilon = weight.sum(dtype=np.float32), np.float32(attributes.epsilon)
         with np.errstate(divide="ignore", invalid="ignore"):
-            weight = weight / (total + epsilon if attributes.epsilon_mode == "add" else max(total, epsilon))
+            weight = weight / (
+                total + epsilon if attributes.epsilon_mode == "add" else max(total, epsilon)
+            )
     return np.asarray(weight * np.float32(attributes.scale), np.float32)
 
 
@@ -111,9 +114,17 @@ def activate(values: Float, attributes: GroupedExperts) -> Float:
         if kind == "silu":
             result = values / (1 + np.exp(-attributes.alpha * values))
         elif kind == "gelu":
-            result = values * 0.5 * (1 + np.vectorize(math.erf, otypes=[np.float64])(values / math.sqrt(2)))
+            result = (
+                values
+                * 0.5
+                * (1 + np.vectorize(math.erf, otypes=[np.float64])(values / math.sqrt(2)))
+            )
         elif kind == "gelu_tanh":
-            result = values * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (values + 0.044715 * values**3)))
+            result = (
+                values
+                * 0.5
+                * (1 + np.tanh(math.sqrt(2 / math.pi) * (values + 0.044715 * values**3)))
+            )
         elif kind == "relu":
             result = np.maximum(values, 0)
         elif kind == "relu2":
@@ -165,13 +176,18 @@ def grouped_experts(
     Raises:
         ContractError: a shape or a weight type breaks a constraint.
     """
-    given = {
-        "x": x, "expert_ids": expert_ids, "expert_weights": expert_weights,
-        "up_weight": up_weight, "down_weight": down_weight, "up_bias": up_bias, "down_bias": down_bias,
-    }  # fmt: skip
-    present = {name: array.shape for name, array in given.items() if array is not None}
+    given = {"x": x, "expert_ids": expert_ids, "expert_weights": expert_weights}
+    given |= {"up_weight": up_weight, "down_weight": down_weight}
+    given |= {
+        name: b for name, b in (("up_bias", up_bias), ("down_bias", down_bias)) if b is not None
+    }
+    present = {name: array.shape for name, array in given.items()}
     names = attributes.input_names()
-    require(tuple(present) == names, "experts_inputs", f"expected {', '.join(names)}; found {', '.join(present)}")
+    require(
+        tuple(present) == names,
+        "experts_inputs",
+        f"expected {', '.join(names)}; found {', '.join(present)}",
+    )
     attributes.check_shapes(present)
     y = np.zeros(x.shape, np.float64)
     for t, k in np.ndindex(expert_ids.shape):

@@ -1,4 +1,4 @@
-"""The op contract, domain ``moe_export``, version 1: one definition that everything else derives from.
+"""The op contract, domain ``moe_export``, version 1: the definition that all else derives from.
 
 ``plugins/README.md`` states the meaning and numbers the constraints; the same labels appear in the
 errors raised here. ``scripts/generate_contract.py`` writes the C++ header and the README's
@@ -62,7 +62,9 @@ class OpAttributes:
         label = f"{self.prefix}_attributes"
         if choices := get_args(kind):
             require(
-                value in choices, label, f"{name} must be one of {', '.join(choices)}; found {value!r}"
+                value in choices,
+                label,
+                f"{name} must be one of {', '.join(choices)}; found {value!r}",
             )
         elif kind is float:
             require(
@@ -101,13 +103,18 @@ class OpAttributes:
         """
         kinds = {f.name: get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}
         label = f"{cls.prefix}_attributes"
-        unknown, missing = sorted(set(attributes) - set(kinds)), sorted(set(kinds) - set(attributes))
+        unknown, missing = (
+            sorted(set(attributes) - set(kinds)),
+            sorted(set(kinds) - set(attributes)),
+        )
         require(not unknown, label, f"{cls.op_type} has no attribute {', '.join(unknown)}")
         require(not missing, label, f"{cls.op_type} needs attribute {', '.join(missing)}")
         values: dict[str, Any] = dict(attributes)
         for name, kind in kinds.items():
             if kind is bool:
-                require(values[name] in (0, 1), label, f"{name} must be 0 or 1; found {values[name]!r}")
+                require(
+                    values[name] in (0, 1), label, f"{name} must be 0 or 1; found {values[name]!r}"
+                )
                 values[name] = bool(values[name])
         return cls(**values)
 
@@ -125,7 +132,9 @@ class TopKGating(OpAttributes):
     num_groups: int = _documented(1, "contiguous blocks the experts form")
     top_groups: int = _documented(1, "blocks that stay eligible")
     group_score: GroupScore = _documented("max", "score of a block")
-    excluded_score: ExcludedScore = _documented("neg_inf", "selection score outside the kept blocks")
+    excluded_score: ExcludedScore = _documented(
+        "neg_inf", "selection score outside the kept blocks"
+    )
     weight_function: WeightFunction = _documented("score", "weight of a selected expert")
     renormalize: bool = _documented(False, "divide the kept weights by their sum")
     epsilon: float = _documented(0.0, "guards the division")
@@ -135,13 +144,19 @@ class TopKGating(OpAttributes):
     def check_values(self) -> None:
         """Check the values that need no tensor (gating_c2, gating_c4, gating_c5, gating_c7)."""
         require(self.top_k >= 1, "gating_c2", f"top_k must be at least 1; found {self.top_k}")
-        require(self.num_groups >= 1, "gating_c4", f"num_groups must be at least 1; found {self.num_groups}")
+        require(
+            self.num_groups >= 1,
+            "gating_c4",
+            f"num_groups must be at least 1; found {self.num_groups}",
+        )
         require(
             1 <= self.top_groups <= self.num_groups,
             "gating_c5",
             f"top_groups must lie in [1, num_groups = {self.num_groups}]; found {self.top_groups}",
         )
-        require(self.epsilon >= 0, "gating_c7", f"epsilon must not be negative; found {self.epsilon}")
+        require(
+            self.epsilon >= 0, "gating_c7", f"epsilon must not be negative; found {self.epsilon}"
+        )
 
     def input_names(self) -> tuple[str, ...]:
         """``logits`` and, with ``has_selection_bias``, ``selection_bias``."""
@@ -165,7 +180,8 @@ class TopKGating(OpAttributes):
             require(
                 shapes["selection_bias"] == (num_experts,),
                 "gating_c3",
-                f"selection_bias must be [E = {num_experts}]; found {list(shapes['selection_bias'])}",
+                f"selection_bias must be [E = {num_experts}]; "
+                f"found {list(shapes['selection_bias'])}",
             )
         require(
             num_experts % self.num_groups == 0,
@@ -176,7 +192,8 @@ class TopKGating(OpAttributes):
         require(
             self.top_groups * group_size >= self.top_k,
             "gating_c5",
-            f"top_groups = {self.top_groups} of {group_size} experts hold fewer than top_k = {self.top_k}",
+            f"top_groups = {self.top_groups} of {group_size} experts hold fewer than "
+            f"top_k = {self.top_k}",
         )
         require(
             self.num_groups == 1 or self.group_score == "max" or group_size >= 2,
@@ -187,7 +204,7 @@ class TopKGating(OpAttributes):
 
 @dataclass(frozen=True, kw_only=True)
 class GroupedExperts(OpAttributes):
-    """Attributes of ``GroupedExperts(x, expert_ids, expert_weights, up_weight, down_weight, ...) -> y``."""
+    """Attributes of ``GroupedExperts(x, expert_ids, expert_weights, up_weight, ...) -> y``."""
 
     op_type: ClassVar[str] = "GroupedExperts"
     prefix: ClassVar[str] = "experts"
@@ -213,7 +230,11 @@ class GroupedExperts(OpAttributes):
         """Check the values that need no tensor (experts_c6 to experts_c9)."""
         for name in ("num_experts", "hidden_size", "intermediate_size"):
             require(getattr(self, name) >= 1, "experts_c6", f"{name} must be at least 1")
-        require(self.first_expert >= 0, "experts_c6", f"first_expert must not be negative; found {self.first_expert}")
+        require(
+            self.first_expert >= 0,
+            "experts_c6",
+            f"first_expert must not be negative; found {self.first_expert}",
+        )
         require(self.limit >= 0, "experts_c7", f"limit must not be negative; found {self.limit}")
         require(
             self.activation == "silu" or self.alpha == 1.0,
@@ -229,9 +250,14 @@ class GroupedExperts(OpAttributes):
         require(
             quantized or (self.block_size == 0 and not self.has_zero_point),
             "experts_c9",
-            f"block_size and zero points belong to quantized weights; weight_type is {self.weight_type}",
+            f"block_size and zero points belong to quantized weights; weight_type is "
+            f"{self.weight_type}",
         )
-        require(self.block_size >= 0, "experts_c9", f"block_size must not be negative; found {self.block_size}")
+        require(
+            self.block_size >= 0,
+            "experts_c9",
+            f"block_size must not be negative; found {self.block_size}",
+        )
 
     @property
     def up_rows(self) -> int:
@@ -318,5 +344,6 @@ def check_input_count(attributes: OpAttributes, present: Iterable[bool]) -> None
     require(
         len(slots) == len(names) and all(slots),
         f"{attributes.prefix}_inputs",
-        f"{attributes.op_type} takes {', '.join(names)} without gaps; found {sum(slots)} of {len(slots)} slots filled",
+        f"{attributes.op_type} takes {', '.join(names)} without gaps; found {sum(slots)} of "
+        f"{len(slots)} slots filled",
     )

@@ -60,8 +60,8 @@ def grouped_experts(
     """Apply to each token its experts and add them up by weight; see ``plugins/README.md``.
 
     Args:
-        tensors: ``x [T, H]``, ``expert_ids [T, K]``, ``expert_weights [T, K]``, then the weights and
-            biases that ``attributes.input_names()`` lists, in ``layout``.
+        tensors: ``x [T, H]``, ``expert_ids [T, K]``, ``expert_weights [T, K]``, then the weights
+            and biases that ``attributes.input_names()`` lists, in ``layout``.
         attributes: The op's attributes.
         layout: How the weights are stored; row-major without it.
         path: The module in the model that this call belongs to.
@@ -107,7 +107,9 @@ def _top_k_gating(tensors: list[Tensor], call: str) -> tuple[Tensor, Tensor]:
     if attributes.renormalize:
         total = weight.sum(-1, keepdim=True)
         add = attributes.epsilon_mode == "add"
-        weight = weight / (total + attributes.epsilon if add else total.clamp(min=attributes.epsilon))
+        weight = weight / (
+            total + attributes.epsilon if add else total.clamp(min=attributes.epsilon)
+        )
     return ids.to(torch.int32), weight * attributes.scale
 
 
@@ -126,7 +128,8 @@ def _keep_groups(choice: Tensor, attributes: TopKGating) -> Tensor:
     order = score.sort(-1, descending=True, stable=True).indices[:, : attributes.top_groups]
     kept = torch.zeros_like(score, dtype=torch.bool).scatter(1, order, True)
     excluded = float("-inf") if attributes.excluded_score == "neg_inf" else 0.0
-    return blocks.masked_fill(~kept.unsqueeze(-1), excluded).flatten(-2)
+    masked: Tensor = blocks.masked_fill(~kept.unsqueeze(-1), excluded)
+    return masked.flatten(-2)
 
 
 @_top_k_gating.register_fake

@@ -67,7 +67,7 @@ class Bundle:
     @property
     def verified(self) -> bool:
         """Whether the bundle passed its comparison with eager."""
-        return self.manifest.parity["status"] == "passed"
+        return bool(self.manifest.parity["status"] == "passed")
 
     def parity(self) -> dict[str, Any]:
         """The full parity report; empty if it was skipped."""

@@ -13,12 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from moe_export.errors import MoeExportError
 from moe_export.package.bundle import PARITY_NAME
 from moe_export.package.manifest import MANIFEST_NAME, FileRecord, Manifest, hash_file
-from moe_export.runners.onnxruntime import Array, Signature
+from moe_export.runners.arrays import Array, write_arrays
+from moe_export.runners.onnxruntime import Signature
 
 _PACKAGES = ("moe-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 # IR 10 and opset 20 are read by ONNX Runtime from 1.18 on; the op library asks for API 17.
@@ -51,7 +50,9 @@ def _exchange(folder: Path, output: Path, *, overwrite: bool) -> None:
         folder.rename(output)
         return
     if not overwrite:
-        raise MoeExportError(f"{output} appeared while the bundle was built: nothing is overwritten")
+        raise MoeExportError(
+            f"{output} appeared while the bundle was built: nothing is overwritten"
+        )
     old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old.", dir=output.absolute().parent))
     output.rename(old / output.name)
     try:
@@ -62,13 +63,11 @@ def _exchange(folder: Path, output: Path, *, overwrite: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_example(
-    folder: Path, inputs: Mapping[str, Array], expected: Mapping[str, Array]
-) -> None:
+def write_example(folder: Path, inputs: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
     """Write the example's inputs and eager's outputs."""
     (folder / "example").mkdir()
-    np.savez(folder / "example" / "inputs.npz", **dict(inputs))
-    np.savez(folder / "example" / "expected.npz", **dict(expected))
+    write_arrays(folder / "example" / "inputs.npz", inputs)
+    write_arrays(folder / "example" / "expected.npz", expected)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

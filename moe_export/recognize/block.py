@@ -61,7 +61,7 @@ class MoeBlock:
     experts: GroupedExperts
     gating: TopKGating | None
     lowered: Callable[..., Tensor]
-    layout: SourceLayout = SourceLayout()
+    layout: SourceLayout = field(default_factory=SourceLayout)
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
     route: Route | None = None
     eager_experts: ExpertsFunction | None = None

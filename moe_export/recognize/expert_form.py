@@ -38,13 +38,15 @@ class ExpertForm:
         """Stack the experts' tensors by the op's input names."""
         stacked = {
             "up_weight": torch.stack([self._join(e, "weight") for e in experts]),
-            "down_weight": torch.stack([e.get_parameter(f"{self.down_name}.weight") for e in experts]),
+            "down_weight": torch.stack([self._down(e, "weight") for e in experts]),
         }
         if self.attributes.has_bias:
             stacked["up_bias"] = torch.stack([self._join(e, "bias") for e in experts])
-            down = [e.get_parameter(f"{self.down_name}.bias") for e in experts]
-            stacked["down_bias"] = torch.stack(down)
+            stacked["down_bias"] = torch.stack([self._down(e, "bias") for e in experts])
         return stacked
+
+    def _down(self, expert: nn.Module, kind: str) -> Tensor:
+        return expert.get_parameter(f"{self.down_name}.{kind}")
 
     def _join(self, expert: nn.Module, kind: str) -> Tensor:
         return torch.cat([expert.get_parameter(f"{name}.{kind}") for name in self.up_names])

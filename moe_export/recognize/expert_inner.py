@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ from moe_export.tolerances import INNER_TOLERANCE
 
 _ALPHAS = (1.0, 1.702)
 _FAR = 1.0e4
+
+
+# Values of ``limit``, ``limit_on`` and ``up_offset``; the attribute record checks them.
+Form = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +37,7 @@ class InnerFit:
 
 
 def fit_inner(
-    base: GroupedExperts, projected: Tensor, hidden: Tensor, forms: Iterable[dict[str, float | str]]
+    base: GroupedExperts, projected: Tensor, hidden: Tensor, forms: Iterable[Form]
 ) -> InnerFit:
     """Choose activation and form so that ``projected [N, 2·I]`` (or ``[N, I]``) gives ``hidden``.
 
@@ -41,7 +45,7 @@ def fit_inner(
         base: Sizes and ``gated``.
         projected: Inputs of the inner function, gate columns first.
         hidden: What eager made of them, ``[N, I]``.
-        forms: Values of ``limit``, ``limit_on`` and ``up_offset`` to try.
+        forms: What to try besides every activation.
     """
     scale = hidden.abs().max().clamp(min=1e-30)
     best: InnerFit | None = None
@@ -62,7 +66,7 @@ def _activations() -> Iterator[tuple[Activation, float]]:
             yield activation, alpha
 
 
-PLAIN: tuple[dict[str, float | str], ...] = ({},)
+PLAIN: tuple[Form, ...] = ({},)
 
 
 def probe_inner(base: GroupedExperts, inner: Callable[[Tensor], Tensor]) -> InnerFit:
@@ -89,7 +93,7 @@ def probe_inner(base: GroupedExperts, inner: Callable[[Tensor], Tensor]) -> Inne
     return InnerFit(dataclasses.replace(fit.attributes, intermediate_size=width), fit.error)
 
 
-def _gated_forms(call: Callable[[Tensor, Tensor], Tensor]) -> list[dict[str, float | str]]:
+def _gated_forms(call: Callable[[Tensor, Tensor], Tensor]) -> list[Form]:
     """Read the offset of up and the clamp from h = act(g) · (clamp(u) + offset)."""
     gate = torch.full((3,), 0.5)
     at_zero, at_one, far = call(gate, torch.tensor([0.0, 0.125, _FAR])).tolist()

@@ -37,14 +37,16 @@ def recognize_hooked_experts(path: str, module: nn.Module) -> MoeBlock:
         UnsupportedModelError: the op contract cannot say what the experts compute.
     """
     if getattr(module, "has_post_expert_norm", False):
-        raise _refusal(path, module, "it normalizes each expert's output, which needs unfused experts")
+        raise _refusal(
+            path, module, "it normalizes each expert's output, which needs unfused experts"
+        )
     names = _weight_names(module)
     missing = [stored for stored in names.values() if not _is_tensor(module, stored)]
     if missing:
         raise _refusal(path, module, f"it has no tensor {', '.join(missing)}")
     layout = SourceLayout(
-        transposed=module.is_transposed,
-        interleaved=module.has_gate and not module.is_concatenated,
+        transposed=bool(module.is_transposed),
+        interleaved=bool(module.has_gate and not module.is_concatenated),
     )
     experts = _fit(path, module, _base_attributes(path, module, names, layout), layout)
 
@@ -110,9 +112,7 @@ def _base_attributes(
     return base
 
 
-def _fit(
-    path: str, module: nn.Module, base: GroupedExperts, layout: SourceLayout
-) -> GroupedExperts:
+def _fit(path: str, module: Any, base: GroupedExperts, layout: SourceLayout) -> GroupedExperts:
     def inner(projected: Tensor) -> Tensor:
         if not base.gated:
             result: Tensor = module.act_fn(projected)

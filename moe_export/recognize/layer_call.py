@@ -29,11 +29,11 @@ def layer_input(where: str, module: nn.Module, record: Recording) -> Tensor:
         raise UnsupportedModelError(
             f"{name} is called with {len(tensors)} tensors; one positional tensor is expected"
         )
-    x = tensors[0]
+    x: Tensor = tensors[0]
     if not isinstance(call.result, Tensor):
         raise UnsupportedModelError(
-            f"{name} returns a {type(call.result).__name__}; one tensor is expected. Outputs beside "
-            "it, such as a loss, are not supported yet"
+            f"{name} returns a {type(call.result).__name__}; one tensor is expected. Outputs "
+            "beside it, such as a loss, are not supported yet"
         )
     if not x.is_floating_point() or x.dim() not in (2, 3) or call.result.shape != x.shape:
         raise UnsupportedModelError(

@@ -42,7 +42,8 @@ def recognize_module_list(path: str, module: nn.Module, record: Recording) -> Mo
     lists = list(expert_lists(module))
     if len(lists) != 1:
         raise UnsupportedModelError(
-            f"{where} ({type(module).__name__}): expected one list of alike experts, found {len(lists)}"
+            f"{where} ({type(module).__name__}): expected one list of alike experts, found "
+            f"{len(lists)}"
         )
     list_path, experts = lists[0]
     like = layer_input(where, module, record)
@@ -89,8 +90,8 @@ def _find_gate(
     counts = observed.hit.sum(dim=1)
     if int(counts.min()) != int(counts.max()) or int(counts[0]) == 0:
         raise UnsupportedModelError(
-            f"{where}: tokens are sent to {int(counts.min())} to {int(counts.max())} experts; a fixed "
-            "number per token is expected here (no capacity, no expert choice)"
+            f"{where}: tokens are sent to {int(counts.min())} to {int(counts.max())} experts; a "
+            "fixed number per token is expected here (no capacity, no expert choice)"
         )
     if int(counts[0]) == len(experts):
         raise UnsupportedModelError(
@@ -122,7 +123,7 @@ def _gate_reason(best: tuple[nn.Module, GatingFit] | None, num_experts: int, tok
 
 
 def _logits(module: nn.Module, record: Recording, x: Tensor, num_experts: int) -> Tensor | None:
-    """The module's output ``[T, E]`` if it was called once, on the layer's rows, and has E columns."""
+    """The module's output ``[T, E]`` if it was called once, on the layer's rows."""
     calls = record.calls.get(module, [])
     if len(calls) != 1 or len(calls[0].args) != 1 or calls[0].kwargs:
         return None

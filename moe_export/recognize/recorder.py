@@ -9,22 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-_aten = torch.ops.aten
-# Operators by which eager picks experts, or tokens of an expert, from values.
-_SELECTIONS = {
-    _aten.topk.default,
-    _aten.sort.default,
-    _aten.sort.stable,
-    _aten.argsort.default,
-    _aten.argmax.default,
-    _aten.max.dim,
-    _aten.nonzero.default,
-    _aten.masked_select.default,
-    _aten.multinomial.default,
-    _aten._local_scalar_dense.default,
-}
+from moe_export.runners.selections import SelectionMode
 
 
 @dataclass
@@ -49,33 +35,13 @@ class Recording:
     selections: list[tuple[str, tuple[nn.Module, ...]]] = field(default_factory=list)
 
 
-class _SelectionMode(TorchDispatchMode):
-    def __init__(self, recording: Recording, stack: list[nn.Module]) -> None:
-        super().__init__()
-        self._recording, self._stack = recording, stack
-
-    def __torch_dispatch__(  # type: ignore[no-untyped-def]
-        self,
-        func,  # noqa: ANN001 - an operator overload
-        types,  # noqa: ANN001
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        if func in _SELECTIONS or _is_mask_index(func, args):
-            self._recording.selections.append((func.name(), tuple(self._stack)))
-        return func(*args, **(kwargs or {}))
-
-
-def _is_mask_index(func: object, args: tuple[Any, ...]) -> bool:
-    if func is not _aten.index.Tensor:
-        return False
-    return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1])
-
-
 @contextmanager
 def recording(model: nn.Module) -> Iterator[Recording]:
     """Record the eager runs of ``model`` inside the block."""
     record, stack = Recording(), list[nn.Module]()
+
+    def note(func: Any, _args: tuple[Any, ...]) -> None:  # noqa: ANN401 - an operator overload
+        record.selections.append((func.name(), tuple(stack)))
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         stack.append(module)
@@ -91,7 +57,7 @@ def recording(model: nn.Module) -> Iterator[Recording]:
         handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         handles.append(module.register_forward_hook(leave, with_kwargs=True))
     try:
-        with torch.no_grad(), _SelectionMode(record, stack):
+        with torch.no_grad(), SelectionMode(note):
             yield record
     finally:
         for handle in handles:

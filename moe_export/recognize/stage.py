@@ -18,8 +18,8 @@ from moe_export.recognize.registry import registered_description
 from moe_export.recognize.routing_sites import RoutingSite, find_routing_sites
 
 _HOW = (
-    "Describe the layer with moe_export.register_block (README, 'A layer of your own'), or write it "
-    "as a list of alike experts behind a top-k gate"
+    "Describe the layer with moe_export.register_block (README, 'A layer of your own'), or write "
+    "it as a list of alike experts behind a top-k gate"
 )
 
 

@@ -11,13 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from moe_export.runners.selections import SORTS, TOP_K, TOP_ONE, SelectionMode
 
 Array = NDArray[Any]
-_aten = torch.ops.aten
-_TOP_K = {_aten.topk.default}
-_TOP_ONE = {_aten.max.dim, _aten.argmax.default}
-_SORTS = {_aten.sort.default, _aten.sort.stable, _aten.argsort.default}
 
 
 class WatchedBlock(Protocol):
@@ -76,27 +73,23 @@ class Trace:
     layers: Mapping[str, LayerTrace]
 
 
-class _SelectionMode(TorchDispatchMode):
-    """Keeps the scores that eager selects from, with how many it takes (None: sorts them all)."""
+class _Selections:
+    """Scores that eager selected from, each with how many it took (None: it sorted them all)."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.taken: list[tuple[Tensor, int | None]] = []
+        self._taken: list[tuple[Tensor, int | None]] = []
 
-    def __torch_dispatch__(  # type: ignore[no-untyped-def]
-        self,
-        func,  # noqa: ANN001 - an operator overload
-        types,  # noqa: ANN001
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        if func in _TOP_K:
-            self.taken.append((args[0], args[1]))
-        elif func in _TOP_ONE and args[0].is_floating_point():
-            self.taken.append((args[0], 1))
-        elif func in _SORTS and args[0].is_floating_point():
-            self.taken.append((args[0], None))
-        return func(*args, **(kwargs or {}))
+    def add(self, func: object, args: tuple[Any, ...]) -> None:
+        """Keep the scores of a top-k, a maximum or a sort."""
+        if func in TOP_K:
+            self._taken.append((args[0], args[1]))
+        elif func in TOP_ONE | SORTS and args[0].is_floating_point():
+            self._taken.append((args[0], 1 if func in TOP_ONE else None))
+
+    def take(self) -> list[tuple[Tensor, int | None]]:
+        """What was kept since the last call."""
+        taken, self._taken = self._taken, []
+        return taken
 
 
 class EagerRunner:
@@ -108,7 +101,9 @@ class EagerRunner:
     """
 
     def __init__(
-        self, run: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]], blocks: Sequence[WatchedBlock]
+        self,
+        run: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+        blocks: Sequence[WatchedBlock],
     ) -> None:
         self._run, self._blocks = run, blocks
 
@@ -149,32 +144,33 @@ def watch(blocks: Sequence[WatchedBlock]) -> Iterator[dict[str, LayerTrace]]:
     traces: dict[str, LayerTrace] = {}
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        mode = stack.enter_context(_SelectionMode())
+        selections = _Selections()
+        stack.enter_context(SelectionMode(selections.add))
         for block in blocks:
-            _watch_block(block, mode, traces, stack)
+            _watch_block(block, selections, traces, stack)
         yield traces
 
 
 def _watch_block(
-    block: WatchedBlock, mode: _SelectionMode, traces: dict[str, LayerTrace], stack: ExitStack
+    block: WatchedBlock, selections: _Selections, traces: dict[str, LayerTrace], stack: ExitStack
 ) -> None:
     rows = [0] * len(block.expert_modules)
     previous = block.module.forward
     own = block.eager_experts if block.route is None else previous
 
     def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever eager passes
-        if block.route is not None:
-            mode.taken.clear()
+        # A module that is called with its routing was routed before: keep what came before.
+        earlier = selections.take()
         result = own(*args, **kwargs)
-        taken, mode.taken = mode.taken, []
-        traces[block.path] = _trace(block, args, kwargs, result, taken)
-        traces[block.path].rows_per_expert = tuple(rows)
-        mode.taken = []
+        taken = selections.take() if block.route is not None else earlier
+        trace = _trace(block, args, kwargs, result, taken)
+        trace.rows_per_expert = tuple(rows)
+        traces[block.path] = trace
+        selections.take()
         return result
 
-    had = "forward" in block.module.__dict__
+    stack.callback(_restore, block.module, block.module.__dict__.get("forward"))
     block.module.forward = forward
-    stack.callback(_restore, block.module, previous if had else None)
     for index, expert in enumerate(block.expert_modules):
 
         def count(_module: nn.Module, args: tuple[Any, ...], index: int = index) -> None:

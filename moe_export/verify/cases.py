@@ -43,6 +43,15 @@ class Case:
     attended: Array | None = None
 
 
+@dataclass(frozen=True)
+class CaseShape:
+    """A case before its values are drawn: the size of each symbol, and the side that is padded."""
+
+    name: str
+    sizes: Mapping[str, int]
+    padded: str | None = None
+
+
 class Sweep:
     """Draws the cases of one model.
 
@@ -58,20 +67,22 @@ class Sweep:
         self._inputs, self._ranges = inputs, ranges
         self._random = np.random.default_rng(seed)
 
-    def shapes(self) -> Iterator[tuple[str, dict[str, int], str | None]]:
-        """Names of the cases with the size of each symbol, and the side that is padded."""
-        symbols = list(dict.fromkeys(s for i in self._inputs for s in i.sizes if isinstance(s, str)))
+    def shapes(self) -> Iterator[CaseShape]:
+        """The cases of the sweep."""
+        symbols = list(
+            dict.fromkeys(s for i in self._inputs for s in i.sizes if isinstance(s, str))
+        )
         if not symbols:
-            yield "example shape", {}, None
+            yield CaseShape("example shape", {})
             return
         rows = [(s,) for s in _SINGLES] if len(symbols) == 1 else list(_PAIRS)
         for row in rows:
             sizes = {s: self._within(s, row[min(i, len(row) - 1)]) for i, s in enumerate(symbols)}
             label = ", ".join(f"{name} {size}" for name, size in sizes.items())
-            yield label, sizes, None
+            yield CaseShape(label, sizes)
             if any(_is_mask(i) for i in self._inputs) and row == (3, 5):
-                yield f"{label}, padded right", sizes, "right"
-                yield f"{label}, padded left", sizes, "left"
+                yield CaseShape(f"{label}, padded right", sizes, "right")
+                yield CaseShape(f"{label}, padded left", sizes, "left")
 
     def _within(self, symbol: str, size: int) -> int:
         """``size`` moved into the range that the user gave for an axis of this symbol."""
@@ -82,17 +93,17 @@ class Sweep:
                 size = max(spec.minimum or 1, min(size, spec.maximum or size))
         return size
 
-    def draw(self, name: str, sizes: Mapping[str, int], padded: str | None) -> Case:
+    def draw(self, case: CaseShape) -> Case:
         """Draw one case anew."""
         arrays, attended = {}, None
         for item in self._inputs:
-            shape = tuple(sizes[s] if isinstance(s, str) else s for s in item.sizes)
+            shape = tuple(case.sizes[s] if isinstance(s, str) else s for s in item.sizes)
             if _is_mask(item):
-                arrays[item.name] = _mask(shape, padded).astype(item.example.dtype)
+                arrays[item.name] = _mask(shape, case.padded).astype(item.example.dtype)
                 attended = arrays[item.name].astype(bool) if len(shape) == 2 else attended
             else:
                 arrays[item.name] = self._values(item, shape)
-        return Case(name, arrays, attended)
+        return Case(case.name, arrays, attended)
 
     def _values(self, item: InputShape, shape: tuple[int, ...]) -> Array:
         example = item.example

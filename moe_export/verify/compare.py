@@ -14,7 +14,7 @@ Array = NDArray[Any]
 
 
 def relative_error(found: Array, expected: Array) -> float:
-    """Largest difference over the largest expected magnitude; infinite when NaNs or shapes differ."""
+    """Largest difference over the largest magnitude; infinite when NaNs or shapes differ."""
     if found.shape != expected.shape:
         return float("inf")
     if expected.size == 0:

@@ -53,9 +53,9 @@ def compare_experts_alone(
         random = np.random.default_rng(seed)
         x = random.standard_normal((len(ids), experts.hidden_size)).astype(np.float32)
         weights = (random.random(ids.shape) + 0.1).astype(np.float32)
-        found = runner.run(
-            {"x": x, "expert_ids": ids.astype(dtype), "expert_weights": weights}
-        )["y"]
+        found = runner.run({"x": x, "expert_ids": ids.astype(dtype), "expert_weights": weights})[
+            "y"
+        ]
         if name == "ids out of range":
             errors[name] = relative_error(found, np.zeros_like(x))
             continue

@@ -1,0 +1,98 @@
+"""``moe-export build``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from moe_export.cli.console import StageProgress, stdout
+from moe_export.cli.options import Output, common_options
+from moe_export.cli.report import draw_layers, draw_parity, draw_verdict
+from moe_export.errors import EnvironmentLacksError, ParityError
+from moe_export.package.manifest import read_manifest
+from moe_export.plan import TARGETS, AxisSpec, BuildPlan, InputSpec
+
+
+@click.command(epilog="Example: moe-export build model.pt -o bundle --trust --input x=4,64")
+@click.argument("source")
+@click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path),
+              help="Folder of the bundle.")  # fmt: skip
+@click.option("--target", type=click.Choice(TARGETS), default="cpu", show_default=True,
+              help="cpu: ONNX Runtime with this package's kernels. portable: one file of standard "
+                   "operators for any ONNX runtime.")  # fmt: skip
+@click.option("--input", "inputs", multiple=True, metavar="NAME=2,16,64[:DTYPE]",
+              help="Example input to draw at random; repeat for each.")  # fmt: skip
+@click.option("--inputs", "inputs_file", type=click.Path(path_type=Path),
+              help="Example inputs from an .npz file.")  # fmt: skip
+@click.option("--dynamic", multiple=True, metavar="NAME.AXIS[=MIN..MAX]",
+              help="Axis that must stay dynamic; an error if the model fixes it.")  # fmt: skip
+@click.option("--static", multiple=True, metavar="NAME.AXIS",
+              help="Axis to fix at the example's size.")  # fmt: skip
+@click.option("--trust", is_flag=True, help="Unpickle a whole module: it may run any code.")
+@click.option(
+    "--no-verify", is_flag=True, help="Skip the comparison with eager; the bundle says so."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seeds every random draw.")
+@common_options
+def build(
+    source: str,
+    folder: Path,
+    inputs: tuple[str, ...],
+    dynamic: tuple[str, ...],
+    static: tuple[str, ...],
+    no_verify: bool,
+    output: Output,
+    **options: Any,  # noqa: ANN401 - fields of BuildPlan
+) -> None:
+    """Export SOURCE to a verified bundle.
+
+    SOURCE is a Hugging Face folder (or hub id), MODULE:CALLABLE that returns a model (and example
+    inputs), or a .pt file with a whole module (needs --trust).
+
+    Ends with 0 when done, 1 when the result differs from eager, 2 on wrong usage, 3 when the model
+    has something unsupported, 4 when the environment lacks something.
+    """
+    plan = BuildPlan(
+        output=folder,
+        inputs=tuple(map(InputSpec.parse, inputs)),
+        dynamic=tuple(map(AxisSpec.parse, dynamic)),
+        static=tuple(map(AxisSpec.parse, static)),
+        verify=not no_verify,
+        **options,
+    )
+    plan.check_output()
+    try:
+        from moe_export.pipeline import build_source
+    except ModuleNotFoundError as error:
+        raise EnvironmentLacksError(
+            f"building needs {error.name}: pip install 'moe-export[cpu,export,hf]'"
+        ) from error
+    with StageProgress(output.verbosity) as progress:
+        try:
+            build_source(source, plan, progress)
+        except ParityError:
+            _show(folder, output)
+            raise
+    _show(folder, output)
+
+
+def _show(folder: Path, output: Output) -> None:
+    from moe_export.package.bundle import Bundle
+
+    bundle = Bundle(folder, read_manifest(folder))
+    manifest, parity = dataclasses.asdict(bundle.manifest), bundle.parity()
+
+    def draw() -> None:
+        console = stdout()
+        draw_layers(console, manifest["layers"])
+        if parity:
+            draw_parity(console, parity)
+        draw_verdict(console, manifest)
+        size_mb = sum(f["size_bytes"] for f in manifest["files"].values()) / 1e6
+        console.print(f"wrote {folder} ({size_mb:.1f} MB, target {manifest['target']})")
+
+    output.emit({"bundle": str(folder), "manifest": manifest, "parity": parity}, draw)

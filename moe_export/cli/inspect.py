@@ -1,0 +1,86 @@
+"""``moe-export inspect``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from moe_export.cli.console import StageProgress, stdout
+from moe_export.cli.options import Output, common_options
+from moe_export.cli.report import draw_layers, draw_parity, draw_signature, draw_verdict
+from moe_export.errors import EnvironmentLacksError
+from moe_export.package.manifest import MANIFEST_NAME, check_files, read_manifest
+from moe_export.plan import BuildPlan, InputSpec
+
+
+@click.command(epilog="Example: moe-export inspect bundle")
+@click.argument("source")
+@click.option("--input", "inputs", multiple=True, metavar="NAME=2,16,64[:DTYPE]",
+              help="Example input to draw at random; repeat for each.")  # fmt: skip
+@click.option("--inputs", "inputs_file", type=click.Path(path_type=Path),
+              help="Example inputs from an .npz file.")  # fmt: skip
+@click.option("--trust", is_flag=True, help="Unpickle a whole module: it may run any code.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seeds every random draw.")
+@common_options
+def inspect(
+    source: str,
+    inputs: tuple[str, ...],
+    inputs_file: Path | None,
+    trust: bool,
+    seed: int,
+    output: Output,
+) -> None:
+    """Show the MoE layers of a model, or what a bundle holds.
+
+    SOURCE is a bundle, or anything that build takes. A model is run in eager on example inputs and
+    its MoE layers are recognized and proved; nothing is written.
+    """
+    if (Path(source) / MANIFEST_NAME).is_file():
+        _show_bundle(Path(source), output)
+        return
+    try:
+        from moe_export.load.source import load_source
+        from moe_export.recognize.stage import recognize
+    except ModuleNotFoundError as error:
+        raise EnvironmentLacksError(
+            f"inspecting a model needs {error.name}: pip install 'moe-export[export,hf]'"
+        ) from error
+    plan = BuildPlan(
+        output=Path(),
+        inputs=tuple(map(InputSpec.parse, inputs)),
+        inputs_file=inputs_file,
+        trust=trust,
+        seed=seed,
+    )
+    with StageProgress(output.verbosity) as progress:
+        progress.stage("load")
+        loaded = load_source(source, plan)
+        progress.stage("recognize")
+        layers = [block.describe() for block in recognize(loaded, progress)]
+    output.emit({"source": source, "layers": layers}, lambda: draw_layers(stdout(), layers))
+
+
+def _show_bundle(folder: Path, output: Output) -> None:
+    from moe_export.package.bundle import Bundle
+
+    bundle = Bundle(folder, read_manifest(folder))
+    check_files(folder, bundle.manifest)
+    manifest, parity = dataclasses.asdict(bundle.manifest), bundle.parity()
+
+    def draw() -> None:
+        console = stdout()
+        source = manifest["source"]
+        console.print(
+            f"{folder}: {source['name']} ({source['architecture']}), {manifest['target']}"
+        )
+        draw_signature(console, manifest)
+        draw_layers(console, manifest["layers"])
+        if parity:
+            draw_parity(console, parity)
+        draw_verdict(console, manifest)
+        for remark in manifest["remarks"]:
+            console.print(f"note: {remark}", style="yellow", soft_wrap=True)
+
+    output.emit({"manifest": manifest, "parity": parity}, draw)

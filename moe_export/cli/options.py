@@ -1,0 +1,78 @@
+"""Options that every command has, and the way errors end a command."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from moe_export.errors import MoeExportError
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a command speaks."""
+
+    as_json: bool
+    verbosity: int
+
+    def emit(self, values: Any, draw: Callable[[], None]) -> None:  # noqa: ANN401 - any JSON
+        """Print ``values`` as JSON, or draw them for people."""
+        if self.as_json:
+            click.echo(json.dumps(values, indent=2, default=str))
+        else:
+            draw()
+
+
+def _read_config(context: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
+    if value is None:
+        return
+    try:
+        defaults = tomllib.loads(value.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise click.BadParameter(f"{value}: {error}") from error
+    known = {p.name for p in context.command.params}
+    renamed = {name.replace("-", "_"): setting for name, setting in defaults.items()}
+    if unknown := sorted(set(renamed) - known):
+        raise click.BadParameter(f"{value}: {context.command.name} has no option {unknown[0]}")
+    context.default_map = renamed
+
+
+def common_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--json``, ``-v``, ``-q`` and ``--config``; the command receives an ``Output``."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+    @click.option("-v", "--verbose", is_flag=True, help="Say more.")
+    @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+    @click.option(
+        "--config",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        callback=_read_config,
+        is_eager=True,
+        expose_value=False,
+        help="TOML file with defaults for this command's options.",
+    )
+    @functools.wraps(function)
+    def command(*args: Any, as_json: bool, verbose: bool, quiet: bool, **kwargs: Any) -> None:  # noqa: ANN401
+        output = Output(as_json, verbosity=int(verbose) - int(quiet))
+        try:
+            function(*args, output=output, **kwargs)
+        except MoeExportError as error:
+            _fail(error, output)
+
+    return command
+
+
+def _fail(error: MoeExportError, output: Output) -> NoReturn:
+    kind = type(error).__name__
+    if output.as_json:
+        details = {"kind": kind, "message": str(error), "exit_code": error.exit_code}
+        click.echo(json.dumps({"error": details}, indent=2))
+    click.secho(f"error: {error}", err=True, fg="red")
+    raise SystemExit(error.exit_code)

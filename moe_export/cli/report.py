@@ -1,0 +1,77 @@
+"""Draw a bundle's layers and its parity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from moe_export.cli.console import format_error, make_table
+
+
+def draw_layers(console: Console, layers: list[dict[str, Any]]) -> None:
+    """One row per MoE layer: what it is and how large."""
+    rows = []
+    for layer in layers:
+        experts = layer["experts"]
+        top_k = layer["gating"]["top_k"] if layer["gating"] else "-"
+        size = f"{experts['hidden_size']}x{experts['intermediate_size']}"
+        form = f"{experts['activation']}{', gated' if experts['gated'] else ''}"
+        rows.append(
+            (layer["path"] or "<root>", layer["kind"], experts["num_experts"], top_k, size, form)
+        )
+    columns = ("MoE layer", "found as", "experts", "top k", "H x I", "expert")
+    console.print(make_table("", columns, rows))
+
+
+def draw_parity(console: Console, parity: Mapping[str, Any]) -> None:
+    """The parity table: each layer's routing and numbers, then the whole model's outputs."""
+    rows = [
+        (
+            layer["path"] or "<root>",
+            layer["tokens"],
+            f"{layer['experts_reached']}/{layer['num_experts']}",
+            layer["disagreeing"],
+            layer["tied"],
+            format_error(layer["weight_error"]),
+            format_error(layer["output_error"]),
+            format_error(max(layer["alone"].values()) if layer["alone"] else None),
+        )
+        for layer in parity["layers"]
+    ]
+    columns = ("routing", "tokens", "experts", "other", "tied", "weights", "sum", "alone")
+    console.print(make_table("", columns, rows))
+    cases = [
+        (case["name"], name, case["redrawn"], format_error(error))
+        for case in parity["cases"]
+        for name, error in case["errors"].items()
+    ]
+    console.print(make_table("", ("whole model", "output", "redrawn", "error"), cases))
+    if parity["source_dtype"]:
+        error = format_error(parity["source_dtype_error"])
+        console.print(f"against eager in {parity['source_dtype']} (not judged): error {error}")
+
+
+def draw_verdict(console: Console, manifest: Mapping[str, Any]) -> None:
+    """One line that says whether the bundle was proved."""
+    parity = manifest["parity"]
+    if parity["status"] == "passed":
+        console.print(
+            f"[green]parity passed[/]: {parity['tokens']} tokens per layer, "
+            f"{parity['disagreeing_tokens']} routed otherwise, largest error "
+            f"{format_error(parity['max_error'])}"
+        )
+    else:
+        console.print(f"[red]not verified[/]: parity {parity['status']}")
+    if manifest["batch_coupled"]:
+        console.print("[yellow]batch-coupled[/]: one request can change another's result")
+
+
+def draw_signature(console: Console, manifest: Mapping[str, Any]) -> None:
+    """Inputs and outputs with their types and shapes."""
+    for kind in ("inputs", "outputs"):
+        for value in manifest[kind]:
+            shape = escape(str(list(value["shape"])).replace("'", ""))
+            console.print(f"{kind[:-1]:<7} {value['name']}: {value['dtype']} {shape}")

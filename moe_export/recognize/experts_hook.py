@@ -112,7 +112,12 @@ def _base_attributes(
     return base
 
 
-def _fit(path: str, module: Any, base: GroupedExperts, layout: SourceLayout) -> GroupedExperts:
+def _fit(
+    path: str,
+    module: Any,  # noqa: ANN401 - its parts are checked by running them
+    base: GroupedExperts,
+    layout: SourceLayout,
+) -> GroupedExperts:
     def inner(projected: Tensor) -> Tensor:
         if not base.gated:
             result: Tensor = module.act_fn(projected)

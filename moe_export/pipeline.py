@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from moe_export.capture.stage import capture
 from moe_export.errors import ParityError
-from moe_export.load.model import LoadedModel, restore_dtypes
-from moe_export.load.source import load_module, load_source
 from moe_export.lower.stage import LoweredModel, lower
 from moe_export.pack.model_file import pack
 from moe_export.package import write
@@ -18,13 +16,15 @@ from moe_export.progress import Progress, SilentProgress
 from moe_export.recognize.stage import recognize
 from moe_export.runners.library import ort_library_path
 from moe_export.runners.onnxruntime import OnnxRuntimeRunner
+from moe_export.sources.model import LoadedModel, restore_dtypes
+from moe_export.sources.source import load_module, load_source
 from moe_export.verify.report import ParityReport
 from moe_export.verify.stage import verify
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from moe_export.load.inputs import ExampleInputs
+    from moe_export.sources.inputs import ExampleInputs
 
 
 def build_source(source: str, plan: BuildPlan, progress: Progress) -> Bundle:

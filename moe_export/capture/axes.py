@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -69,11 +71,16 @@ class _GuardHandler(logging.Handler):
         self.guards: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if match := re.match(
-            r"eval (Eq\(.*?\)) \[guard added\]\s*(.*?)(?: \(_|, for more|$)", text
-        ):
-            self.guards.append(f"{match[1]} {match[2]}".strip())
+        if match := re.match(r"eval (Eq\(.*?\)) \[guard added\]", record.getMessage()):
+            self.guards.append(f"{match[1]}{_user_line()}")
+
+
+def _user_line() -> str:
+    """The line of the model's code that is being traced."""
+    own = (str(Path(torch.__file__).parent), str(Path(logging.__file__).parent), __file__)
+    frames = traceback.extract_stack()
+    user = next((f for f in reversed(frames) if not f.filename.startswith(own)), None)
+    return f" at {Path(user.filename).name}:{user.lineno}: {user.line}" if user else ""
 
 
 @contextmanager
@@ -117,7 +124,7 @@ def name_axes(model: ir.Model, inputs: Mapping[str, Tensor]) -> None:
     sizes: dict[str, int] = {}
     for value in model.graph.inputs:
         for axis, size in enumerate(value.shape or ()):
-            if isinstance(size, int) or str(size) in names:
+            if isinstance(size, int) or str(size) in names or str(size).isdigit():
                 continue
             example = inputs[str(value.name)].shape[axis]
             role = _ROLES[axis] if axis < len(_ROLES) else f"{value.name}_{axis}"
@@ -132,6 +139,8 @@ def name_axes(model: ir.Model, inputs: Mapping[str, Tensor]) -> None:
 def _rename(size: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | ir.SymbolicDim:
     if isinstance(size, int) or size.value is None:
         return size
+    if str(size.value).isdigit():  # torch.onnx keeps a size that was fixed late as a symbol
+        return int(str(size.value))
     return ir.SymbolicDim(re.sub(r"[A-Za-z_]\w*", lambda m: names.get(m[0], m[0]), str(size.value)))
 
 

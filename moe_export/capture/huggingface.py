@@ -11,9 +11,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from moe_export.load.model import LoadedModel
 from moe_export.ops.onnx_ops import translation_table
 from moe_export.ops.portable import OPSET
+from moe_export.sources.model import LoadedModel
 
 # ONNX Runtime's fused operators by target; a portable file has none.
 _FUSIONS = {"cpu": "cpu", "portable": None}

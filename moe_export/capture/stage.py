@@ -14,10 +14,10 @@ from moe_export.capture.huggingface import export_pretrained
 from moe_export.capture.quiet import quiet_exporters
 from moe_export.capture.torch_module import export_module
 from moe_export.errors import MoeExportError, UnsupportedModelError
-from moe_export.load.model import LoadedModel
 from moe_export.plan import BuildPlan
 from moe_export.progress import Progress
 from moe_export.recognize.block import MoeBlock, bound
+from moe_export.sources.model import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def capture(
             f"{', '.join(missed)}: the model computes these experts without calling the module, so "
             "that they cannot be lowered"
         )
-    _remark_fixed_axes(model, loaded, shapes, guards, progress)
     name_axes(model, loaded.inputs)
+    _remark_fixed_axes(model, loaded, shapes, guards, progress)
     return CapturedModel(model, tuple(blocks))
 
 

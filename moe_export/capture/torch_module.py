@@ -8,9 +8,9 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from moe_export.load.model import LoadedModel
 from moe_export.ops.onnx_ops import translation_table
 from moe_export.ops.portable import OPSET
+from moe_export.sources.model import LoadedModel
 
 
 def export_module(

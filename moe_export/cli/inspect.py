@@ -41,8 +41,8 @@ def inspect(
         _show_bundle(Path(source), output)
         return
     try:
-        from moe_export.load.source import load_source
         from moe_export.recognize.stage import recognize
+        from moe_export.sources.source import load_source
     except ModuleNotFoundError as error:
         raise EnvironmentLacksError(
             f"inspecting a model needs {error.name}: pip install 'moe-export[export,hf]'"

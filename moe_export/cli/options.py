@@ -37,11 +37,11 @@ def _read_config(context: click.Context, _parameter: click.Parameter, value: Pat
         defaults = tomllib.loads(value.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise click.BadParameter(f"{value}: {error}") from error
-    known = {p.name for p in context.command.params}
-    renamed = {name.replace("-", "_"): setting for name, setting in defaults.items()}
-    if unknown := sorted(set(renamed) - known):
+    parameters = context.command.params
+    known = {option.lstrip("-"): p.name for p in parameters for option in p.opts}
+    if unknown := sorted(set(defaults) - set(known)):
         raise click.BadParameter(f"{value}: {context.command.name} has no option {unknown[0]}")
-    context.default_map = renamed
+    context.default_map = {str(known[name]): setting for name, setting in defaults.items()}
 
 
 def common_options(function: Callable[..., None]) -> Callable[..., None]:

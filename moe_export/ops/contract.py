@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -46,18 +46,23 @@ def _check_node(node: ir.Node) -> None:
             f"{attributes.prefix}_inputs",
             f"{name} must be {' or '.join(d.name.lower() for d in allowed)}; found {value.dtype}",
         )
-    shapes = {name: _known_shape(value) for name, value in values.items()}
-    if all(shape is not None for shape in shapes.values()):
-        attributes.check_shapes({n: s for n, s in shapes.items() if s is not None})
+    shapes = {name: list(value.shape) for name, value in values.items() if value.shape is not None}
+    if len(shapes) < len(values):
+        return
+    if not all(_is_known(shape) for shape in shapes.values()):
+        for name, free_axes in _FREE_AXES.items():
+            for axis in free_axes if len(shapes.get(name, ())) == 2 else ():
+                shapes[name][axis] = 1
+    known = {
+        n: tuple(d for d in s if isinstance(d, int)) for n, s in shapes.items() if _is_known(s)
+    }
+    if len(known) == len(shapes):
+        attributes.check_shapes(known)
 
 
-def _known_shape(value: ir.Value) -> tuple[int, ...] | None:
-    """Shape with a number of its own for each symbol, or None where the rank is unknown."""
-    if value.shape is None:
-        return None
-    return tuple(d if isinstance(d, int) else _stand_in(str(d)) for d in value.shape)
+# Numbers of tokens, and of experts per token, are often symbols; runtimes check them again.
+_FREE_AXES = {"x": (0,), "logits": (0,), "expert_ids": (0, 1), "expert_weights": (0, 1)}
 
 
-def _stand_in(symbol: str) -> int:
-    # Equal symbols must stay equal, and no real size is as large as this.
-    return (1 << 40) + hash(symbol) % (1 << 20)
+def _is_known(shape: Sequence[object]) -> bool:
+    return all(isinstance(size, int) for size in shape)

@@ -112,10 +112,10 @@ class OpAttributes:
         values: dict[str, Any] = dict(attributes)
         for name, kind in kinds.items():
             if kind is bool:
-                require(
-                    values[name] in (0, 1), label, f"{name} must be 0 or 1; found {values[name]!r}"
-                )
-                values[name] = bool(values[name])
+                flag = values[name]
+                valid = type(flag) is int and flag in (0, 1)
+                require(valid, label, f"{name} must be 0 or 1; found {flag!r}")
+                values[name] = bool(flag)
         return cls(**values)
 
 

@@ -41,6 +41,11 @@ def top_k_gating(
     Raises:
         ContractError: a shape breaks a constraint.
     """
+    require(
+        (selection_bias is not None) == attributes.has_selection_bias,
+        "gating_c3",
+        "selection_bias must be given exactly when has_selection_bias is set",
+    )
     tensors = [logits.float()] if selection_bias is None else [logits.float(), selection_bias]
     shapes = [tuple(tensor.shape) for tensor in tensors]
     attributes.check_shapes(dict(zip(attributes.input_names(), shapes, strict=True)))
@@ -123,9 +128,9 @@ _SCORES: dict[str, Callable[[Tensor], Tensor]] = {
 
 def _keep_groups(choice: Tensor, attributes: TopKGating) -> Tensor:
     blocks = choice.unflatten(-1, (attributes.num_groups, -1))
-    best = blocks.sort(-1, descending=True).values
+    best = blocks.sort(dim=-1, descending=True).values
     score = best[..., 0] if attributes.group_score == "max" else best[..., :2].sum(-1)
-    order = score.sort(-1, descending=True, stable=True).indices[:, : attributes.top_groups]
+    order = score.sort(dim=-1, descending=True, stable=True).indices[:, : attributes.top_groups]
     kept = torch.zeros_like(score, dtype=torch.bool).scatter(1, order, True)
     excluded = float("-inf") if attributes.excluded_score == "neg_inf" else 0.0
     masked: Tensor = blocks.masked_fill(~kept.unsqueeze(-1), excluded)

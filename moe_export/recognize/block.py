@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -104,6 +105,8 @@ def bound(blocks: Sequence[MoeBlock]) -> Iterator[dict[str, int]]:
 def _bind(block: MoeBlock, calls: dict[str, int], undo: ExitStack) -> None:
     module = block.module
 
+    # torch.export reads the signature, which matters where the layer is the whole model.
+    @functools.wraps(module.forward)
     def forward(*args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401 - whatever eager passes
         calls[block.path] += 1
         return block.lowered(*args, **kwargs)
@@ -141,7 +144,9 @@ def lowered_layer(
             itself without it.
     """
 
-    def forward(x: Tensor, *_: object, **__: object) -> Tensor:
+    def forward(*args: Tensor, **kwargs: Tensor) -> Tensor:
+        # One tensor, under whatever name: recognition has made sure of it.
+        x = next(value for value in (*args, *kwargs.values()) if value is not None)
         rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         ids, weights = route(rows)
         stacked = [getattr(module, parameter_name(n)) for n in experts.input_names()[3:]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from moe_export.errors import UnsupportedModelError
@@ -21,15 +20,11 @@ def layer_input(where: str, module: nn.Module, record: Recording) -> Tensor:
     if not calls:
         raise UnsupportedModelError(f"{name} does not run on the example inputs")
     call = calls[0]
-    tensors = [
-        t for t in torch.utils._pytree.tree_leaves((call.args, dict(call.kwargs)))
-        if isinstance(t, Tensor)
-    ]  # fmt: skip
-    if len(tensors) != 1 or not call.args or call.args[0] is not tensors[0]:
-        raise UnsupportedModelError(
-            f"{name} is called with {len(tensors)} tensors; one positional tensor is expected"
-        )
-    x: Tensor = tensors[0]
+    given = [value for value in (*call.args, *call.kwargs.values()) if value is not None]
+    if len(given) != 1 or not isinstance(given[0], Tensor):
+        kinds = ", ".join(type(value).__name__ for value in given)
+        raise UnsupportedModelError(f"{name} is called with ({kinds}); one tensor is expected")
+    x = given[0]
     if not isinstance(call.result, Tensor):
         raise UnsupportedModelError(
             f"{name} returns a {type(call.result).__name__}; one tensor is expected. Outputs "

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from torch import nn
 
 from moe_export.errors import UnsupportedModelError
-from moe_export.load.model import LoadedModel
 from moe_export.progress import Progress
 from moe_export.recognize.block import MoeBlock
 from moe_export.recognize.experts_hook import has_experts_hook, recognize_hooked_experts
@@ -16,6 +15,7 @@ from moe_export.recognize.recorder import Recording, recording
 from moe_export.recognize.registered import recognize_registered
 from moe_export.recognize.registry import registered_description
 from moe_export.recognize.routing_sites import RoutingSite, find_routing_sites
+from moe_export.sources.model import LoadedModel
 
 _HOW = (
     "Describe the layer with moe_export.register_block (README, 'A layer of your own'), or write "

@@ -193,7 +193,7 @@ def _trace(
     result: Tensor,
     taken: list[tuple[Tensor, int | None]],
 ) -> LayerTrace:
-    given = [*args, *kwargs.values()]
+    given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     if block.route is None:
         ids, weights = given[1], given[2]
     else:

@@ -6,12 +6,12 @@ import dataclasses
 from pathlib import Path
 
 from moe_export.errors import UnsupportedModelError
-from moe_export.load.model import LoadedModel
 from moe_export.pack.model_file import PackedModel, write_probe
 from moe_export.plan import BuildPlan
 from moe_export.progress import Progress
 from moe_export.runners.eager import EagerRunner
 from moe_export.runners.onnxruntime import OnnxRuntimeRunner
+from moe_export.sources.model import LoadedModel
 from moe_export.verify.cases import CaseShape, InputShape, Sweep
 from moe_export.verify.experts_alone import compare_experts_alone
 from moe_export.verify.judge import Judge, output_error

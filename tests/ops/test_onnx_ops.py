@@ -235,3 +235,11 @@ def test_nodes_of_other_domains_are_not_judged():
     node.domain = "com.example"
     node.attributes.clear()
     check_model(model)
+
+
+@pytest.mark.parametrize("num_groups", [1, 3])
+def test_symbolic_sizes_are_left_to_the_runtime(num_groups):
+    """No size is made up for a symbol: whether its value fits, the runtime will see."""
+    attributes = TopKGating(top_k=2, num_groups=num_groups, top_groups=min(2, num_groups))
+    value = make_value("logits", ir.DataType.FLOAT, ["t", "e"])
+    check_model(make_model(attributes, logits=value)[0])

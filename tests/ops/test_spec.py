@@ -318,3 +318,9 @@ def test_generated_files_are_up_to_date():
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_gating_attributes_float_is_no_bool():
+    values = TopKGating(top_k=1).to_onnx() | {"renormalize": 1.0}
+    with pytest.raises(ContractError, match="gating_attributes: renormalize must be 0 or 1"):
+        TopKGating.from_onnx(values)

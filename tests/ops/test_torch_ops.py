@@ -159,3 +159,11 @@ def test_half_precision_logits_are_computed_in_float32(dtype):
     assert weights.dtype == torch.float32
     assert torch.equal(ids, expected_ids)
     assert torch.equal(weights, expected_weights)
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_gating_c3_bias_and_flag_must_agree(has_bias):
+    attributes = TopKGating(top_k=1, has_selection_bias=not has_bias)
+    bias = torch.zeros(4) if has_bias else None
+    with pytest.raises(ContractError, match="gating_c3: selection_bias"):
+        top_k_gating(torch.zeros(2, 4), attributes, bias)

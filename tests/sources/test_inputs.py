@@ -8,8 +8,14 @@ import torch
 from torch import nn
 
 from moe_export.errors import UsageError
-from moe_export.load.inputs import check_names, draw_inputs, name_inputs, num_embedded, read_inputs
 from moe_export.plan import InputSpec
+from moe_export.sources.inputs import (
+    check_names,
+    draw_inputs,
+    name_inputs,
+    num_embedded,
+    read_inputs,
+)
 
 
 class Model(nn.Module):

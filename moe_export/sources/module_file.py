@@ -12,6 +12,19 @@ from torch import nn
 
 from moe_export.errors import UnsupportedModelError, UsageError
 
+# What unpicklers raise on bytes that torch.save did not write.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+)
+
 
 def load_module_file(path: Path, *, trust: bool) -> nn.Module:
     """Unpickle a module; the file's folder is on the import path while that happens.
@@ -43,7 +56,7 @@ def load_module_file(path: Path, *, trust: bool) -> nn.Module:
         raise UsageError(
             f"{path} needs module {error.name}: put it beside the file or on PYTHONPATH"
         ) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except _UNREADABLE as error:
         raise UsageError(f"{path} is not a file that torch.save wrote: {error}") from error
     if isinstance(loaded, nn.Module):
         return loaded
@@ -67,7 +80,7 @@ def _not_a_module(path: Path, found: str) -> str:
 def _why_trust(path: Path) -> str:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError):
+    except _UNREADABLE:
         return (
             f"{path} may hold pickled Python objects, and unpickling runs code: pass --trust if "
             "you know where the file comes from"

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from moe_export.errors import UnsupportedModelError, UsageError
-from moe_export.load.model import restore_dtypes, to_float32
-from moe_export.load.source import load_module, load_source
 from moe_export.plan import BuildPlan, InputSpec
+from moe_export.sources.model import restore_dtypes, to_float32
+from moe_export.sources.source import load_module, load_source
 
 PLAN = BuildPlan(output=Path("unused"))
 WITH_INPUT = BuildPlan(output=Path("unused"), inputs=(InputSpec("input", (2, 3)),))
@@ -156,7 +156,7 @@ def test_huggingface_folder_brings_its_own_inputs(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.MixtralConfig(
         vocab_size=31, hidden_size=16, intermediate_size=8, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4, max_position_embeddings=32,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4,
     )  # fmt: skip
     transformers.MixtralForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
     loaded = load_source(str(tmp_path), PLAN)

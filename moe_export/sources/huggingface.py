@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from moe_export.errors import EnvironmentLacksError, UnsupportedModelError
-from moe_export.load.model import LoadedModel, to_float32
+from moe_export.sources.model import LoadedModel, to_float32
 
 # Sizes that no other axis of a model has, so that a constant baked from them shows.
 EXAMPLE_BATCH, EXAMPLE_LENGTH = 2, 11

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from moe_export.errors import UsageError
-from moe_export.load.huggingface import (
+from moe_export.plan import BuildPlan
+from moe_export.sources.huggingface import (
     is_pretrained_model,
     load_huggingface,
     loaded_causal_model,
 )
-from moe_export.load.inputs import (
+from moe_export.sources.inputs import (
     ExampleInputs,
     check_names,
     draw_inputs,
@@ -25,9 +26,8 @@ from moe_export.load.inputs import (
     num_embedded,
     read_inputs,
 )
-from moe_export.load.model import LoadedModel, to_float32
-from moe_export.load.module_file import load_module_file
-from moe_export.plan import BuildPlan
+from moe_export.sources.model import LoadedModel, to_float32
+from moe_export.sources.module_file import load_module_file
 
 _MODULE_SUFFIXES = (".pt", ".pth", ".bin")
 

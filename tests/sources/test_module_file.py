@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from moe_export.errors import UnsupportedModelError, UsageError
-from moe_export.load.module_file import load_module_file
+from moe_export.sources.module_file import load_module_file
 
 
 class Attack:
@@ -144,12 +144,12 @@ def test_code_that_lost_the_class_is_refused(tmp_path, module_path):
         """,
     )
     path.write_text("# The class is gone.\n")
-    with pytest.raises(UsageError, match="does not fit the code it imports: .*Old"):
+    with pytest.raises(UsageError, match=r"does not fit the code it imports: .*Old"):
         load_module_file(tmp_path / "model.pt", trust=True)
 
 
 @pytest.mark.parametrize("trust", [False, True])
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not a pickle", b"\x80"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not a pickle", b"("])
 def test_file_of_another_kind_is_refused(tmp_path, module_path, trust, content):
     path = tmp_path / "model.pt"
     path.write_bytes(content)
@@ -162,5 +162,14 @@ def test_truncated_file_is_refused(tmp_path, module_path, trust):
     path = Path(tmp_path / "model.pt")
     torch.save(nn.Linear(30, 20), path)
     path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UsageError, match=r"model\.pt"):
+        load_module_file(path, trust=trust)
+
+
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("content", [b"\x80", b"\x80\x02.", b"PK\x03\x04", b"", b"\x00" * 64])
+def test_bytes_that_torch_did_not_write(tmp_path, content, trust):
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
     with pytest.raises(UsageError, match=r"model\.pt"):
         load_module_file(path, trust=trust)

@@ -1,1 +1,0 @@
-"""Stage 1: from what the user named to a PyTorch model in eval mode with example inputs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import onnx_ir as ir
 
@@ -46,23 +46,19 @@ def _check_node(node: ir.Node) -> None:
             f"{attributes.prefix}_inputs",
             f"{name} must be {' or '.join(d.name.lower() for d in allowed)}; found {value.dtype}",
         )
-    shapes = {name: list(value.shape) for name, value in values.items() if value.shape is not None}
-    if len(shapes) < len(values):
-        return
-    if not all(_is_known(shape) for shape in shapes.values()):
-        for name, free_axes in _FREE_AXES.items():
-            for axis in free_axes if len(shapes.get(name, ())) == 2 else ():
-                shapes[name][axis] = 1
-    known = {
-        n: tuple(d for d in s if isinstance(d, int)) for n, s in shapes.items() if _is_known(s)
-    }
-    if len(known) == len(shapes):
+    shapes = {n: list(v.shape) for n, v in values.items() if v.shape is not None}
+    for group in _FREE_SIZES:
+        members = [(n, axis) for n, axis in group if axis < len(shapes.get(n, ()))]
+        if any(not isinstance(shapes[n][axis], int) for n, axis in members):
+            for n, axis in members:
+                shapes[n][axis] = 1
+    known = {n: tuple(size for size in s if isinstance(size, int)) for n, s in shapes.items()}
+    if all(n in known and len(known[n]) == len(shapes[n]) for n in values):
         attributes.check_shapes(known)
 
 
-# Numbers of tokens, and of experts per token, are often symbols; runtimes check them again.
-_FREE_AXES = {"x": (0,), "logits": (0,), "expert_ids": (0, 1), "expert_weights": (0, 1)}
-
-
-def _is_known(shape: Sequence[object]) -> bool:
-    return all(isinstance(size, int) for size in shape)
+# Axes of one size, tokens and experts per token, that is often a symbol: runtimes check it again.
+_FREE_SIZES = (
+    (("x", 0), ("logits", 0), ("expert_ids", 0), ("expert_weights", 0)),
+    (("expert_ids", 1), ("expert_weights", 1)),
+)

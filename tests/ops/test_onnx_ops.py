@@ -210,7 +210,7 @@ def test_wrong_dtype_is_refused(attributes, name, dtype):
         (GATING, "logits", ["tokens", 4, 1], "gating_c1"),
         (GATING, "selection_bias", [3], "gating_c3"),
         (EXPERTS, "x", ["tokens", 9], "experts_c1"),
-        (EXPERTS, "expert_ids", ["others", 2], "experts_c2"),
+        (EXPERTS, "expert_ids", ["tokens"], "experts_c2"),
         (EXPERTS, "expert_weights", ["tokens", 3], "experts_c3"),
         (EXPERTS, "up_weight", [4, 6, 10], "experts_c4"),
         (EXPERTS, "down_weight", [4, 6, 10], "experts_c4"),

@@ -16,6 +16,7 @@ import moe_export
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "moe_export" / "families.json"
+README = ROOT / "README.md"
 PACKAGES = ("torch", "transformers", "onnxruntime")
 
 
@@ -45,6 +46,24 @@ def record(family: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def readme_table(rows: list[dict[str, Any]]) -> str:
+    """The README's table of families."""
+    lines = ["| family | architecture | experts | top k | error |", "|---|---|---|---|---|"]
+    for row in rows:
+        cells = (row["family"], row["architecture"], row["experts"], row["top_k"])
+        error = f"{row['max_error']:.1e}"
+        lines.append(f"| {' | '.join(map(str, cells))} | {error} |")
+    return "\n".join(lines)
+
+
+def write_readme(rows: list[dict[str, Any]]) -> None:
+    """Replace the table between its markers."""
+    text = README.read_text(encoding="utf-8")
+    start = text.index("<!-- families -->\n") + len("<!-- families -->\n")
+    end = text.index("<!-- end -->", start)
+    README.write_text(text[:start] + readme_table(rows) + "\n" + text[end:], encoding="utf-8")
+
+
 def main() -> None:
     """Record all families."""
     sys.path.insert(0, str(ROOT))
@@ -57,6 +76,7 @@ def main() -> None:
             print(json.dumps(rows[-1]))
     versions = {name: metadata.version(name) for name in PACKAGES}
     RECORD.write_text(json.dumps({"versions": versions, "families": rows}, indent=2) + "\n")
+    write_readme(rows)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,7 +63,9 @@ def test_logits_equal_eager(exported, batch, length, side):
     assert error <= RELATIVE_ERROR
 
 
-def test_record_is_up_to_date():
-    """`moe-export families` lists what is tested here."""
+def test_record_and_readme_list_what_is_tested_here():
     text = resources.files("moe_export").joinpath("families.json").read_text()
-    assert [row["family"] for row in json.loads(text)["families"]] == sorted(FAMILIES)
+    rows = json.loads(text)["families"]
+    assert [row["family"] for row in rows] == sorted(FAMILIES)
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    assert all(f"| {row['family']} | {row['architecture']} |" in readme for row in rows)

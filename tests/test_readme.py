@@ -15,7 +15,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_layer_of_your_own(tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?class MyMoE.*?)```", README, flags=re.S)
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    (code,) = [block for block in blocks if "class MyMoE" in block]
     (tmp_path / "my_code.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -1,10 +1,13 @@
-"""Every tolerance of the product, each with its reason.
+"""Every tolerance of the product, each with its reason, and the error that they bound.
 
-An error is the largest absolute difference over the largest expected magnitude, unless said
-otherwise. Everything compared is float32.
+An error is ``relative_error`` unless said otherwise. Everything compared is float32.
 """
 
 from __future__ import annotations
+
+import numpy as np
+
+from moe_export.runners.arrays import Array
 
 # An activation and two products, rounded in another order: a few units in the last place (6e-8).
 INNER_TOLERANCE = 4e-6
@@ -43,3 +46,20 @@ def output_tolerance(num_layers: int) -> float:
     walk, with the square root of their number.
     """
     return float(_OUTPUT_TOLERANCE * max(1.0, (num_layers / 2) ** 0.5))
+
+
+def relative_error(found: Array, expected: Array) -> float:
+    """Largest difference over the largest magnitude; infinite when NaNs or shapes differ."""
+    if found.shape != expected.shape:
+        return float("inf")
+    if expected.size == 0:
+        return 0.0
+    if not np.issubdtype(expected.dtype, np.floating):
+        return 0.0 if np.array_equal(found, expected) else float("inf")
+    if not np.array_equal(np.isfinite(found), np.isfinite(expected)):
+        return float("inf")
+    finite = np.isfinite(expected)
+    if not finite.any():
+        return 0.0
+    scale = float(np.abs(expected[finite]).max())
+    return float(np.abs(found[finite] - expected[finite]).max()) / (scale or 1.0)

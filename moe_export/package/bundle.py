@@ -12,8 +12,9 @@ from typing import Any
 
 from moe_export.errors import BundleError, EnvironmentLacksError
 from moe_export.package.manifest import Manifest, check_files, read_manifest
+from moe_export.runners.arrays import Array
 from moe_export.runners.library import LIBRARY_NAME, ort_library_path
-from moe_export.runners.onnxruntime import Array, OnnxRuntimeRunner
+from moe_export.runners.onnxruntime import OnnxRuntimeRunner
 
 MODEL_NAME = "model.onnx"
 PARITY_NAME = "parity.json"

@@ -13,9 +13,8 @@ from moe_export.errors import UnsupportedModelError
 from moe_export.ops import torch_ops
 from moe_export.ops.spec import GroupedExperts
 from moe_export.recognize.expert_inner import PLAIN, InnerFit, fit_inner
-from moe_export.recognize.proof import relative_error
 from moe_export.recognize.recorder import Recording, recording
-from moe_export.tolerances import LAYER_TOLERANCE
+from moe_export.tolerances import LAYER_TOLERANCE, relative_error
 
 _PROBE_ROWS = 64
 
@@ -124,7 +123,7 @@ def _check_every_expert(path: str, experts: Sequence[nn.Module], form: ExpertFor
         with torch.no_grad():
             expected = expert(rows)
             found = torch_ops.expert_ffn(rows, stacked, form.attributes)
-        error = relative_error(found, expected)
+        error = relative_error(found.numpy(), expected.numpy())
         if not error <= LAYER_TOLERANCE:
             raise UnsupportedModelError(
                 f"{path}.{index} ({type(expert).__name__}) is not the FFN that its linear layers "

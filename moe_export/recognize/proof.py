@@ -10,20 +10,10 @@ from torch import Tensor
 
 from moe_export.errors import UnsupportedModelError
 from moe_export.recognize.block import MoeBlock, Proof, Route, evaluate_lowered
-from moe_export.tolerances import LAYER_TOLERANCE
+from moe_export.tolerances import LAYER_TOLERANCE, relative_error
 
 _PROBE_COUNTS = (1, 3, 17, 64)
 _SEARCH_ROWS = 4096
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest expected magnitude; infinite when NaNs differ."""
-    if found.shape != expected.shape or not torch.equal(found.isnan(), expected.isnan()):
-        return float("inf")
-    if expected.numel() == 0:
-        return 0.0
-    scale = float(expected.nan_to_num().abs().max())
-    return float((found - expected).nan_to_num().abs().max()) / (scale or 1.0)
 
 
 def covering_rows(
@@ -87,7 +77,7 @@ def prove_layer(block: MoeBlock, probes: Sequence[Tensor]) -> MoeBlock:
                 f"{block.path or '<root>'}: eager gives two answers to one input in eval mode: it "
                 "draws random numbers or keeps state between calls"
             )
-        error = relative_error(evaluate_lowered(block, x), expected)
+        error = relative_error(evaluate_lowered(block, x).numpy(), expected.numpy())
         if not error <= LAYER_TOLERANCE:
             raise UnsupportedModelError(
                 f"{block.path or '<root>'} ({type(block.module).__name__}): the {block.kind} form "

@@ -9,12 +9,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from moe_export.runners.arrays import Array
 from moe_export.runners.selections import SORTS, TOP_K, TOP_ONE, SelectionMode
-
-Array = NDArray[Any]
 
 
 class WatchedBlock(Protocol):

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moe_export.errors import EnvironmentLacksError, MoeExportError, UsageError
-
-Array = NDArray[Any]
+from moe_export.runners.arrays import Array
 
 _NUMPY_TYPES = {
     "tensor(float)": np.float32,

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moe_export.plan import AxisSpec
-
-Array = NDArray[Any]
+from moe_export.runners.arrays import Array
 
 # Sizes of (first symbolic axis, further ones): one token, an odd count, a small batch, many.
 _PAIRS = ((1, 1), (1, 7), (3, 5), (2, 64))

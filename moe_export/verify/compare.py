@@ -3,31 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from moe_export.runners.arrays import Array
 from moe_export.tolerances import TIE_TOLERANCE
-
-Array = NDArray[Any]
-
-
-def relative_error(found: Array, expected: Array) -> float:
-    """Largest difference over the largest magnitude; infinite when NaNs or shapes differ."""
-    if found.shape != expected.shape:
-        return float("inf")
-    if expected.size == 0:
-        return 0.0
-    if not np.issubdtype(expected.dtype, np.floating):
-        return 0.0 if np.array_equal(found, expected) else float("inf")
-    if not np.array_equal(np.isfinite(found), np.isfinite(expected)):
-        return float("inf")
-    finite = np.isfinite(expected)
-    if not finite.any():
-        return 0.0
-    scale = float(np.abs(expected[finite]).max())
-    return float(np.abs(found[finite] - expected[finite]).max()) / (scale or 1.0)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import numpy as np
 
 from moe_export.lower.stage import LoweredLayer
 from moe_export.pack.model_file import PackedModel, write_experts
+from moe_export.runners.arrays import Array
 from moe_export.runners.eager import run_experts
-from moe_export.runners.onnxruntime import Array, OnnxRuntimeRunner
-from moe_export.verify.compare import relative_error
+from moe_export.runners.onnxruntime import OnnxRuntimeRunner
+from moe_export.tolerances import relative_error
 
 _CROWD = 65
 

@@ -9,16 +9,17 @@ import numpy as np
 
 from moe_export.lower.stage import LoweredLayer
 from moe_export.progress import Progress
+from moe_export.runners.arrays import Array
 from moe_export.runners.eager import LayerTrace, Trace
-from moe_export.runners.onnxruntime import Array
 from moe_export.tolerances import (
     LAYER_TOLERANCE,
     MAX_TIED_SHARE,
     ROUTING_WEIGHT_TOLERANCE,
     output_tolerance,
+    relative_error,
 )
 from moe_export.verify.cases import Case
-from moe_export.verify.compare import compare_routing, relative_error
+from moe_export.verify.compare import compare_routing
 from moe_export.verify.experts_alone import AloneResult
 from moe_export.verify.report import CaseResult, LayerResult, ParityReport
 

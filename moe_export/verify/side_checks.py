@@ -7,9 +7,8 @@ from moe_export.progress import Progress
 from moe_export.runners.eager import EagerRunner
 from moe_export.runners.onnxruntime import OnnxRuntimeRunner
 from moe_export.sources.model import LoadedModel, restore_dtypes, to_float32
-from moe_export.tolerances import BATCH_COUPLING_TOLERANCE
+from moe_export.tolerances import BATCH_COUPLING_TOLERANCE, relative_error
 from moe_export.verify.cases import Sweep
-from moe_export.verify.compare import relative_error
 from moe_export.verify.judge import output_error
 
 

@@ -15,8 +15,7 @@ from moe_export import pipeline
 from moe_export.errors import EnvironmentLacksError, UsageError
 from moe_export.package import bundle as bundle_module
 from moe_export.package.bundle import SlowBodyWarning, UnverifiedBundleWarning, load
-from moe_export.tolerances import output_tolerance
-from moe_export.verify.compare import relative_error
+from moe_export.tolerances import output_tolerance, relative_error
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moe_export.tolerances import TIE_TOLERANCE
-from moe_export.verify.compare import compare_routing, relative_error
+from moe_export.tolerances import TIE_TOLERANCE, relative_error
+from moe_export.verify.compare import compare_routing
 
 FAR, NEAR = 0.5, TIE_TOLERANCE / 2
 

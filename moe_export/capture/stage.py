@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from torch import Tensor
 
 from moe_export.capture.axes import dynamic_shapes, fixed_axes, name_axes, recorded_guards
 from moe_export.capture.huggingface import export_pretrained
@@ -18,6 +19,7 @@ from moe_export.plan import BuildPlan
 from moe_export.progress import Progress
 from moe_export.recognize.block import MoeBlock, bound
 from moe_export.sources.model import LoadedModel
+from moe_export.tolerances import output_tolerance, relative_error
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,11 @@ def capture(
         UsageError: a named axis does not exist.
     """
     shapes = dynamic_shapes(loaded.inputs, plan)
+    expected = loaded.run(loaded.inputs)
     with recorded_guards() as guards, bound(blocks) as calls, quiet_exporters():
-        model = _export(loaded, shapes, plan)
+        _check_bound_model(expected, loaded.run(loaded.inputs), len(blocks))
+        calls.update(dict.fromkeys(calls, 0))
+        model = _export(loaded, shapes, plan, list(expected))
     missed = [path for path, count in calls.items() if count == 0]
     if missed:
         raise UnsupportedModelError(
@@ -56,12 +61,30 @@ def capture(
     return CapturedModel(model, tuple(blocks))
 
 
+def _check_bound_model(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], num_layers: int
+) -> None:
+    """Compare the model with and without its lowered layers, both in eager, before it is traced."""
+    for name, tensor in expected.items():
+        error = relative_error(found[name].numpy(), tensor.numpy())
+        if not error <= output_tolerance(num_layers):
+            raise UnsupportedModelError(
+                f"with its MoE layers lowered, still in eager PyTorch, the model's {name} differs "
+                f"by {error:.1e} (allowed {output_tolerance(num_layers):.1e}): a layer is used in "
+                "a way that its own comparison did not show"
+            )
+
+
 def _export(
-    loaded: LoadedModel, shapes: Mapping[str, Mapping[int, Any]], plan: BuildPlan
+    loaded: LoadedModel,
+    shapes: Mapping[str, Mapping[int, Any]],
+    plan: BuildPlan,
+    outputs: Sequence[str],
 ) -> ir.Model:
-    export = export_pretrained if loaded.kind == "huggingface" else export_module
     try:
-        return export(loaded, shapes, plan.target)
+        if loaded.kind == "huggingface":
+            return export_pretrained(loaded, shapes, plan.target)
+        return export_module(loaded, shapes, outputs)
     except MoeExportError:
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -14,17 +14,15 @@ from moe_export.sources.model import LoadedModel
 
 
 def export_module(
-    loaded: LoadedModel, shapes: Mapping[str, Mapping[int, Any]], target: str
+    loaded: LoadedModel, shapes: Mapping[str, Mapping[int, Any]], outputs: Sequence[str]
 ) -> ir.Model:
     """Trace ``loaded`` and translate it to ONNX.
 
     Args:
         loaded: The model, its MoE layers bound to their lowered forms.
         shapes: Dynamic axes by input name.
-        target: Of the build; the graph of a plain module does not depend on it.
+        outputs: Names of the outputs.
     """
-    del target
-    outputs = list(loaded.run(loaded.inputs))
     with torch.no_grad():
         program = torch.export.export(
             loaded.model,
@@ -38,7 +36,7 @@ def export_module(
         args=(),
         kwargs={**loaded.inputs, **loaded.constants},
         input_names=list(loaded.inputs),
-        output_names=outputs,
+        output_names=list(outputs),
         custom_translation_table=translation_table(),
         opset_version=OPSET,
         dynamo=True,

@@ -20,8 +20,8 @@ from moe_export.runners.arrays import Array, write_arrays
 from moe_export.runners.onnxruntime import Signature
 
 _PACKAGES = ("moe-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
-# IR 10 and opset 20 are read by ONNX Runtime from 1.18 on; the op library asks for API 17.
-MINIMUM_VERSIONS = {"onnxruntime": "1.18", "onnx_ir_version": "10", "opset": "20"}
+# The oldest ONNX Runtime that a bundle was run with; the op library itself asks for API 17.
+MINIMUM_VERSIONS = {"onnxruntime": "1.20", "onnx_ir_version": "10", "opset": "20"}
 
 
 @contextmanager

@@ -50,12 +50,11 @@ def recognize_hooked_experts(path: str, module: nn.Module) -> MoeBlock:
     experts = _fit(path, module, _base_attributes(path, module, names, layout), layout)
 
     def lowered(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
-        k = top_k_index.shape[-1]
-        tensors = [rows, top_k_index.reshape(-1, k), top_k_weights.reshape(-1, k).to(rows.dtype)]
+        rows, ids, weights = map(_as_rows, (hidden_states, top_k_index, top_k_weights))
+        tensors = [rows, ids, weights.to(rows.dtype)]
         stored = [getattr(module, names[name]) for name in experts.input_names()[3:]]
         y = torch_ops.grouped_experts([*tensors, *stored], experts, layout, path=path)
-        return y.reshape(hidden_states.shape)
+        return y if hidden_states.dim() == 2 else y.reshape(hidden_states.shape)
 
     eager = _eager_forward(module)
     return MoeBlock(
@@ -73,6 +72,11 @@ def recognize_hooked_experts(path: str, module: nn.Module) -> MoeBlock:
 
 def _refusal(path: str, module: nn.Module, reason: str) -> UnsupportedModelError:
     return UnsupportedModelError(f"{path or '<root>'} ({type(module).__name__}): {reason}")
+
+
+def _as_rows(tensor: Tensor) -> Tensor:
+    """``[..., N]`` to ``[T, N]``, without an operator where it is that already."""
+    return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
 
 
 def _is_tensor(module: nn.Module, name: str) -> bool:

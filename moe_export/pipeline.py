@@ -75,6 +75,8 @@ def build(
 
 def build_loaded(loaded: LoadedModel, plan: BuildPlan, progress: Progress) -> Bundle:
     """The stages after ``load``."""
+    for remark in loaded.remarks:
+        progress.remark(remark)
     library = ort_library_path() if plan.target == "cpu" else None
     progress.stage("recognize")
     blocks = recognize(loaded, progress)

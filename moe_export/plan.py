@@ -38,7 +38,10 @@ class InputSpec:
         name, shape, dtype = match[1], match[2], match[3] or "float32"
         if dtype not in _DTYPES:
             raise UsageError(f"--input {text!r}: {dtype} is not one of {', '.join(_DTYPES)}")
-        return cls(name, tuple(int(size) for size in shape.split(",")), dtype)
+        sizes = tuple(int(size) for size in shape.split(","))
+        if min(sizes) < 1:
+            raise UsageError(f"--input {text!r}: sizes must be at least 1")
+        return cls(name, sizes, dtype)
 
 
 @dataclass(frozen=True)
@@ -100,14 +103,14 @@ class BuildPlan:
         Raises:
             UsageError: the folder exists and ``overwrite`` is off, or it is not a bundle.
         """
-        if not self.output.exists():
+        if not self.output.exists() or self._is_empty_folder():
             return
         if not self.overwrite:
             raise UsageError(f"{self.output} exists: choose another folder or pass --overwrite")
-        if not (self.output / "manifest.json").is_file() and any(self._entries()):
+        if not (self.output / "manifest.json").is_file():
             raise UsageError(
                 f"{self.output} is not a bundle (it has no manifest.json): it is not overwritten"
             )
 
-    def _entries(self) -> list[Path]:
-        return list(self.output.iterdir()) if self.output.is_dir() else [self.output]
+    def _is_empty_folder(self) -> bool:
+        return self.output.is_dir() and not any(self.output.iterdir())

@@ -14,7 +14,7 @@ from moe_export.plan import AxisSpec, BuildPlan, InputSpec
         ("x=2,16,64", InputSpec("x", (2, 16, 64), "float32")),
         ("input_ids=2,11:int64", InputSpec("input_ids", (2, 11), "int64")),
         ("x=7", InputSpec("x", (7,), "float32")),
-        (" x=0,4:bool ", InputSpec("x", (0, 4), "bool")),
+        (" x=3,4:bool ", InputSpec("x", (3, 4), "bool")),
         ("x=1:bfloat16", InputSpec("x", (1,), "bfloat16")),
     ],
 )
@@ -84,7 +84,12 @@ def test_output_that_is_not_there_is_free(tmp_path, overwrite):
     BuildPlan(output=tmp_path / "new" / "bundle", overwrite=overwrite).check_output()
 
 
-@pytest.mark.parametrize("content", [[], ["manifest.json"], ["notes.txt"]])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_empty_folder_is_free(tmp_path, overwrite):
+    BuildPlan(output=tmp_path, overwrite=overwrite).check_output()
+
+
+@pytest.mark.parametrize("content", [["manifest.json"], ["notes.txt"]])
 def test_existing_output_needs_overwrite(tmp_path, content):
     for name in content:
         (tmp_path / name).touch()
@@ -92,8 +97,8 @@ def test_existing_output_needs_overwrite(tmp_path, content):
         BuildPlan(output=tmp_path).check_output()
 
 
-@pytest.mark.parametrize("content", [[], ["manifest.json"], ["manifest.json", "notes.txt"]])
-def test_bundle_and_empty_folder_may_be_overwritten(tmp_path, content):
+@pytest.mark.parametrize("content", [["manifest.json"], ["manifest.json", "notes.txt"]])
+def test_bundle_may_be_overwritten(tmp_path, content):
     for name in content:
         (tmp_path / name).touch()
     BuildPlan(output=tmp_path, overwrite=True).check_output()

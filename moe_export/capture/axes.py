@@ -53,6 +53,22 @@ def dynamic_shapes(inputs: Mapping[str, Tensor], plan: BuildPlan) -> dict[str, d
     return shapes
 
 
+def widen_example(
+    inputs: Mapping[str, Tensor], shapes: Mapping[str, Mapping[int, Any]]
+) -> dict[str, Tensor]:
+    """Repeat the example along dynamic axes of size 1.
+
+    Tracing ties an axis to a size of 1 whatever the model does, and the user meant no such thing.
+    """
+    widened = dict(inputs)
+    for name, axes in shapes.items():
+        for axis in axes:
+            if widened[name].shape[axis] == 1:
+                # Axes get sizes of their own, so that tracing does not take them for one.
+                widened[name] = torch.cat([widened[name]] * (2 + axis), dim=axis)
+    return widened
+
+
 def _explicit(spec: AxisSpec) -> Any:  # noqa: ANN401 - torch's Dim has no public type
     if spec.minimum is None:
         return torch.export.Dim.DYNAMIC

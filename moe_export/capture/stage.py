@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from moe_export.capture.axes import dynamic_shapes, fixed_axes, name_axes, recorded_guards
+from moe_export.capture.axes import (
+    dynamic_shapes,
+    fixed_axes,
+    name_axes,
+    recorded_guards,
+    widen_example,
+)
 from moe_export.capture.huggingface import export_pretrained
 from moe_export.capture.quiet import quiet_exporters
 from moe_export.capture.torch_module import export_module
@@ -45,6 +51,7 @@ def capture(
         UsageError: a named axis does not exist.
     """
     shapes = dynamic_shapes(loaded.inputs, plan)
+    loaded = _with_wide_example(loaded, shapes)
     expected = loaded.run(loaded.inputs)
     with recorded_guards() as guards, bound(blocks) as calls, quiet_exporters():
         _check_bound_model(expected, loaded.run(loaded.inputs), len(blocks))
@@ -59,6 +66,16 @@ def capture(
     name_axes(model, loaded.inputs)
     _remark_fixed_axes(model, loaded, shapes, guards, progress)
     return CapturedModel(model, tuple(blocks))
+
+
+def _with_wide_example(loaded: LoadedModel, shapes: Mapping[str, Mapping[int, Any]]) -> LoadedModel:
+    """The model with an example that has no dynamic axis of size 1, where it runs on such a one."""
+    wide = replace(loaded, inputs=widen_example(loaded.inputs, shapes))
+    try:
+        wide.run(wide.inputs)
+    except UnsupportedModelError:  # the model wants that axis to be 1
+        return loaded
+    return wide
 
 
 def _check_bound_model(

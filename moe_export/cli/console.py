@@ -14,17 +14,28 @@ from rich.table import Table
 
 T = TypeVar("T")
 
+_FILE_WIDTH = 200
+_PATH_WIDTH = 26
+
 
 def stdout() -> Console:
-    """Console for results."""
-    return Console(highlight=False)
+    """Console for results; in a file or a pipe nothing is cut to a terminal's width."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_FILE_WIDTH)
+
+
+def shorten_path(path: str) -> str:
+    """The end of a module's path, which tells layers apart, with an ellipsis where it is long."""
+    if len(path) <= _PATH_WIDTH:
+        return path or "<root>"
+    return "…" + path[-_PATH_WIDTH + 1 :]
 
 
 def make_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
     """A plain table; columns after the first are right-aligned."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", overflow="fold")
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,12 +62,23 @@ def common_options(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(*args: Any, as_json: bool, verbose: bool, quiet: bool, **kwargs: Any) -> None:  # noqa: ANN401
         output = Output(as_json, verbosity=int(verbose) - int(quiet))
+        # A polite kill ends like Ctrl-C: what was begun is cleaned up.
+        previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
             function(*args, output=output, **kwargs)
         except MoeExportError as error:
             _fail(error, output)
+        except KeyboardInterrupt:
+            click.secho("interrupted: nothing was written", err=True, fg="red")
+            raise SystemExit(130) from None
+        finally:
+            signal.signal(signal.SIGTERM, previous)
 
     return command
+
+
+def _interrupt(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _fail(error: MoeExportError, output: Output) -> NoReturn:

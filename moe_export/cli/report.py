@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from moe_export.cli.console import format_error, make_table
+from moe_export.cli.console import format_error, make_table, shorten_path
 
 
 def draw_layers(console: Console, layers: list[dict[str, Any]]) -> None:
@@ -20,7 +20,7 @@ def draw_layers(console: Console, layers: list[dict[str, Any]]) -> None:
         size = f"{experts['hidden_size']}x{experts['intermediate_size']}"
         form = f"{experts['activation']}{', gated' if experts['gated'] else ''}"
         rows.append(
-            (layer["path"] or "<root>", layer["kind"], experts["num_experts"], top_k, size, form)
+            (shorten_path(layer["path"]), layer["kind"], experts["num_experts"], top_k, size, form)
         )
     columns = ("MoE layer", "found as", "experts", "top k", "H x I", "expert")
     console.print(make_table("", columns, rows))
@@ -30,7 +30,7 @@ def draw_parity(console: Console, parity: Mapping[str, Any]) -> None:
     """The parity table: each layer's routing and numbers, then the whole model's outputs."""
     rows = [
         (
-            layer["path"] or "<root>",
+            shorten_path(layer["path"]),
             layer["tokens"],
             f"{layer['experts_reached']}/{layer['num_experts']}",
             layer["disagreeing"],

@@ -20,7 +20,12 @@ from moe_export.runners.arrays import read_arrays, write_arrays
               help="Arrays by input name; the bundle's example without it.")  # fmt: skip
 @click.option("--outputs", "outputs_file", type=click.Path(path_type=Path),
               help="Where to write the outputs, .npz.")  # fmt: skip
-@click.option("--threads", type=int, default=0, help="Threads inside an operator; 0: all cores.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Threads inside an operator; 0: all cores.",
+)
 @click.option("--trust", is_flag=True, help="Use the op library inside the bundle.")
 @common_options
 def run(

@@ -46,7 +46,7 @@ def staged(output: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def _exchange(folder: Path, output: Path, *, overwrite: bool) -> None:
-    if not output.exists():
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         folder.rename(output)
         return
     if not overwrite:

@@ -20,7 +20,12 @@ from moe_export.recognize.expert_form import find_expert_form
 from moe_export.recognize.gating_fit import GatingFit, fit_gating
 from moe_export.recognize.layer_call import layer_input
 from moe_export.recognize.observe import ObservedRouting, observe_routing
-from moe_export.recognize.proof import covering_rows, probe_inputs, prove_layer
+from moe_export.recognize.proof import (
+    check_repeatable,
+    covering_rows,
+    probe_inputs,
+    prove_layer,
+)
 from moe_export.recognize.recorder import Recording
 from moe_export.recognize.structure import expert_lists
 
@@ -52,6 +57,7 @@ def recognize_module_list(path: str, module: nn.Module, record: Recording) -> Mo
     attributes = dataclasses.replace(form.attributes, num_experts=len(experts))
 
     x = _distinct_rows(like)
+    check_repeatable(path, module, x)
     observed = observe_routing(where, module, experts, x)
     producer, fit = _find_gate(where, module, experts, observed, x)
     route = _route(producer, fit.attributes, path)

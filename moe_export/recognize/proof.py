@@ -6,13 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_export.errors import UnsupportedModelError
 from moe_export.recognize.block import MoeBlock, Proof, Route, evaluate_lowered
 from moe_export.tolerances import LAYER_TOLERANCE, relative_error
 
-_PROBE_COUNTS = (1, 3, 17, 64)
+_PROBE_COUNTS = (1, 3, 17, 64, 256)
+# Tokens that all go to one choice of experts: more than an expert's usual capacity.
+_CROWD = 1024
 _SEARCH_ROWS = 4096
 
 
@@ -49,7 +51,11 @@ def covering_rows(
 
 
 def probe_inputs(like: Tensor, rows: Tensor) -> list[Tensor]:
-    """Inputs of the layer of several token counts, shaped as ``like``, and one made of ``rows``."""
+    """Inputs of the layer, shaped as ``like``, that show what it does.
+
+    Several token counts; ``rows``, which reach every expert; and crowds of nearly equal tokens, of
+    which a layer with a capacity would drop most.
+    """
     generator = torch.Generator().manual_seed(2)
     spread = float(like.std(correction=0)) or 1.0
     width = like.shape[-1]
@@ -58,7 +64,27 @@ def probe_inputs(like: Tensor, rows: Tensor) -> list[Tensor]:
     for count in _PROBE_COUNTS:
         shape = (2, count, width) if batched else (count, width)
         probes.append(torch.randn(shape, generator=generator) * spread)
+    for row in (rows[0], rows[-1]):
+        shape = (2, _CROWD // 2, width) if batched else (_CROWD, width)
+        probes.append(row + torch.randn(shape, generator=generator) * spread * 1e-3)
     return probes
+
+
+def check_repeatable(path: str, module: nn.Module, x: Tensor) -> Tensor:
+    """The layer's output on ``x``, which must be the same twice.
+
+    Raises:
+        UnsupportedModelError: eager gives two answers to one input in eval mode.
+    """
+    with torch.no_grad():
+        first: Tensor = module(x)
+        second = module(x)
+    if not torch.equal(first.nan_to_num(), second.nan_to_num()):
+        raise UnsupportedModelError(
+            f"{path or '<root>'}: eager gives two answers to one input in eval mode: it draws "
+            "random numbers or keeps state between calls"
+        )
+    return first
 
 
 def prove_layer(block: MoeBlock, probes: Sequence[Tensor]) -> MoeBlock:
@@ -70,13 +96,7 @@ def prove_layer(block: MoeBlock, probes: Sequence[Tensor]) -> MoeBlock:
     reached: set[int] = set()
     worst = 0.0
     for x in probes:
-        with torch.no_grad():
-            expected, again = block.module(x), block.module(x)
-        if not torch.equal(expected.nan_to_num(), again.nan_to_num()):
-            raise UnsupportedModelError(
-                f"{block.path or '<root>'}: eager gives two answers to one input in eval mode: it "
-                "draws random numbers or keeps state between calls"
-            )
+        expected = check_repeatable(block.path, block.module, x)
         error = relative_error(evaluate_lowered(block, x).numpy(), expected.numpy())
         if not error <= LAYER_TOLERANCE:
             raise UnsupportedModelError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from moe_export.errors import UnsupportedModelError, UsageError
+from moe_export.errors import ContractError, UnsupportedModelError, UsageError
 from moe_export.recognize.block import MoeBlock, lowered_layer
 from moe_export.recognize.layer_call import layer_input
 from moe_export.recognize.proof import covering_rows, probe_inputs, prove_layer
@@ -23,14 +23,23 @@ def recognize_registered(
         UnsupportedModelError: the description differs from eager, or an expert is not reached.
     """
     where = path or "<root>"
-    with torch.no_grad():
-        description = describe(module)
+    try:
+        with torch.no_grad():
+            description = describe(module)
+    except Exception as error:  # the user's own code may raise anything
+        raise UsageError(
+            f"{where}: the function registered for {type(module).__name__} raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if not isinstance(description, BlockDescription):
         raise UsageError(
             f"{where}: the function registered for {type(module).__name__} must return a "
             f"BlockDescription; found {type(description).__name__}"
         )
-    experts = description.attributes()
+    try:
+        experts = description.attributes()
+    except ContractError as error:
+        raise ContractError(f"{where}: {error}") from error
     block = MoeBlock(
         path=path,
         kind="registered",

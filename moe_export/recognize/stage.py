@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from moe_export.errors import UnsupportedModelError
+from moe_export.errors import UnsupportedModelError, UsageError
 from moe_export.progress import Progress
 from moe_export.recognize.block import MoeBlock
 from moe_export.recognize.experts_hook import has_experts_hook, recognize_hooked_experts
@@ -34,10 +34,17 @@ def recognize(loaded: LoadedModel, progress: Progress) -> list[MoeBlock]:
         The blocks in the order of the model's modules; at least one.
 
     Raises:
+        UsageError: the model does not run on the example inputs.
         UnsupportedModelError: a layer routes in a way that is not recognized, or there is none.
     """
     with recording(loaded.model) as record:
-        loaded.run(loaded.inputs)
+        try:
+            loaded.run(loaded.inputs)
+        except UnsupportedModelError as error:
+            raise UsageError(
+                f"the example inputs do not fit: {error}. Give other sizes or types with --input "
+                "NAME=SIZES[:DTYPE]; ids need :int64"
+            ) from error
     blocks: dict[nn.Module, MoeBlock] = {}
     for path, module in progress.track(_described(loaded.model), "layers"):
         if module not in record.calls:

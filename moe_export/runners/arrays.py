@@ -22,10 +22,13 @@ def read_arrays(path: Path) -> dict[str, Array]:
         UsageError: it is missing, malformed, or holds pickled objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.lib.npyio.NpzFile):
+            with loaded as archive:
+                return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path}: not a readable .npz of plain arrays ({error})") from error
+    raise UsageError(f"{path} holds one unnamed array: save with numpy.savez(file, NAME=array)")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:

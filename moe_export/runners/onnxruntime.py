@@ -49,12 +49,12 @@ class OnnxRuntimeRunner:
     def __init__(self, model: Path, library: Path | None, *, num_threads: int = 0) -> None:
         try:
             import onnxruntime
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise EnvironmentLacksError(
                 "running a bundle needs onnxruntime: pip install 'moe-export[cpu]'"
             ) from error
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors arrive as exceptions
         options.intra_op_num_threads = num_threads
         if library is not None:
             try:
@@ -84,6 +84,11 @@ class OnnxRuntimeRunner:
         Raises:
             UsageError: an input is missing, unknown, or of another type or rank.
         """
+        if not isinstance(inputs, Mapping):
+            names = ", ".join(s.name for s in self.inputs)
+            raise UsageError(
+                f"inputs are passed by name, as in run({{name: array}}); names: {names}"
+            )
         feeds = {s.name: _checked(s, inputs) for s in self.inputs}
         if unknown := sorted(set(inputs) - set(feeds)):
             raise UsageError(f"no input {', '.join(unknown)}; the model takes {', '.join(feeds)}")

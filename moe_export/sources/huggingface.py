@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
-from moe_export.errors import EnvironmentLacksError, UnsupportedModelError
+from moe_export.errors import EnvironmentLacksError, UnsupportedModelError, UsageError
 from moe_export.sources.model import LoadedModel, to_float32
 
 # Sizes that no other axis of a model has, so that a constant baked from them shows.
@@ -25,6 +29,7 @@ def load_huggingface(source: str, *, trust: bool, seed: int) -> LoadedModel:
 
     Raises:
         EnvironmentLacksError: transformers is not installed.
+        UsageError: weights are missing from the checkpoint.
         UnsupportedModelError: transformers cannot load the checkpoint as a causal model.
     """
     try:
@@ -34,14 +39,44 @@ def load_huggingface(source: str, *, trust: bool, seed: int) -> LoadedModel:
             "a Hugging Face model needs transformers: pip install 'moe-export[hf]'"
         ) from error
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, dtype="auto", trust_remote_code=trust, local_files_only=Path(source).is_dir()
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        with _quiet(transformers):
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype="auto",
+                trust_remote_code=trust,
+                local_files_only=Path(source).is_dir(),
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0][:400]
         raise UnsupportedModelError(
-            f"transformers cannot load {source} as a causal language model: {error}"
+            f"transformers cannot load {source} as a causal language model: {reason}"
         ) from error
-    return loaded_causal_model(model, source=source, seed=seed)
+    if missing := sorted(info["missing_keys"]):
+        raise UsageError(
+            f"{source} lacks {len(missing)} weights of {type(model).__name__}, which would be "
+            f"random: {', '.join(missing[:5])}"
+        )
+    loaded = loaded_causal_model(model, source=source, seed=seed)
+    if extra := sorted(info["unexpected_keys"]):
+        note = f"{source} has {len(extra)} weights that the model does not use: {extra[0]}"
+        return replace(loaded, remarks=(note,))
+    return loaded
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:  # noqa: ANN401 - a module without annotations
+    """Without transformers' load report and progress bar: what they say is checked."""
+    logging = transformers.utils.logging
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def is_pretrained_model(model: nn.Module) -> bool:

@@ -29,6 +29,11 @@ def name_inputs(model: nn.Module, example: ExampleInputs) -> dict[str, Tensor]:
     """
     if isinstance(example, Tensor):
         example = (example,)
+    if not isinstance(example, (Mapping, Sequence)):
+        raise UsageError(
+            "example inputs must be a tensor, a sequence of tensors or tensors by name; found "
+            f"{type(example).__name__}"
+        )
     if not isinstance(example, Mapping):
         names = [n for n, p in forward_parameters(model).items() if p.kind is not p.VAR_KEYWORD]
         if len(example) > len(names):

@@ -28,6 +28,7 @@ class LoadedModel:
         integer_ranges: For integer inputs, the number of values that are valid.
         source_dtypes: Parameters and buffers that came in half precision, by name.
         description: Facts for the manifest.
+        remarks: What the user should know about the source.
     """
 
     model: nn.Module
@@ -38,6 +39,7 @@ class LoadedModel:
     integer_ranges: Mapping[str, int] = field(default_factory=dict)
     source_dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     description: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Call the model in eager and name its outputs.

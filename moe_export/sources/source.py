@@ -92,6 +92,8 @@ def _with_inputs(loaded: LoadedModel, plan: BuildPlan) -> LoadedModel:
     given = draw_inputs(loaded.model, plan.inputs, plan.seed)
     if plan.inputs_file is not None:
         given |= read_inputs(plan.inputs_file)
+    if loaded.kind == "huggingface" and "input_ids" in given and "attention_mask" not in given:
+        given["attention_mask"] = torch.ones_like(given["input_ids"])
     ids = [spec.name for spec in plan.inputs if spec.dtype.startswith("int")]
     return replace(
         loaded,
@@ -116,7 +118,10 @@ def _load_callable(source: str, plan: BuildPlan) -> LoadedModel:
         raise UsageError(f"{source}: {error}") from error
     if not callable(found):
         raise UsageError(f"{source} is a {type(found).__name__}, not something that can be called")
-    result = found if isinstance(found, nn.Module) else found()
+    try:
+        result = found if isinstance(found, nn.Module) else found()
+    except Exception as error:  # the user's own code may raise anything
+        raise UsageError(f"{source}() raised {type(error).__name__}: {error}") from error
     example = None
     if isinstance(result, tuple) and len(result) == 2:
         result, example = result

@@ -104,3 +104,27 @@ def test_data_dependent_control_flow_is_refused(tmp_path):
     with pytest.raises(UnsupportedModelError, match="cannot be traced"):
         build(DataDependent(), torch.randn(9, H), tmp_path / "bundle")
     assert not list(Path(tmp_path).iterdir())
+
+
+@pytest.mark.parametrize("shape", [(1, 5, H), (1, 1, H), (3, 1, H)])
+def test_example_of_one_does_not_fix_the_axis(shape, tmp_path):
+    bundle, remarks = build(MixtralStyle(), torch.randn(shape), tmp_path / "bundle")
+    assert list(bundle.manifest.inputs[0]["shape"]) == ["batch", "sequence", H]
+    assert bundle.verified
+    assert not any("fixed" in remark for remark in remarks)
+
+
+class OneRow(nn.Module):
+    """Takes a batch of one only."""
+
+    def __init__(self):
+        super().__init__()
+        self.moe = GateModuleStyle()
+
+    def forward(self, x):
+        return self.moe(x.reshape(1, H))
+
+
+def test_model_that_wants_a_batch_of_one_keeps_it(tmp_path):
+    bundle, _ = build(OneRow(), torch.randn(1, H), tmp_path / "bundle", verify=False)
+    assert list(bundle.manifest.inputs[0]["shape"]) == [1, H]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from moe_export.cli.console import shorten_path
 from moe_export.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
 
 MODELS = """
 import torch
@@ -35,6 +40,7 @@ def workspace(tmp_path_factory):
     """A folder with a module of models, and a bundle of the good one."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "cli_models.py").write_text(MODELS)
+    np.save(folder / "one.npy", np.zeros(3))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(str(folder))
@@ -102,6 +108,9 @@ def test_run_names_a_wrong_input(invoke, workspace):
         (["build", "nowhere.pt", "-o", "new"], 2, "nowhere.pt does not exist"),
         (["build", "cli_models:good", "-o", "new", "--input", "x"], 2, "expected NAME="),
         (["build", "cli_models:good", "-o", "new", "--dynamic", "x"], 2, "expected NAME.AXIS"),
+        (["build", "cli_models:good", "-o", "new", "--input", "x=0,24"], 2, "at least 1"),
+        (["build", "cli_models:good", "-o", "new", "--input", "x=5,23"], 2, "do not fit"),
+        (["run", "bundle", "--inputs", "one.npy"], 2, "one unnamed array"),
         (["run", "nowhere"], 2, "is not a bundle"),
         (["inspect", "cli_models"], 2, "does not exist"),
     ],
@@ -157,3 +166,34 @@ def test_a_bundle_runs_where_torch_cannot_be_imported(workspace):
     )
     subprocess.run([sys.executable, "-c", code], cwd=workspace, check=True)
     assert Path(workspace / "bundle").is_dir()
+
+
+def names_in(folder):
+    return sorted(p.name for p in folder.iterdir() if p.name != "__pycache__")
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("previous", ["load", "lower"])
+def test_interrupted_build_leaves_nothing(workspace, signal_number, previous):
+    """A stage is reported when it ends: then the next one runs."""
+    before = names_in(workspace)
+    command = [sys.executable, "-m", "moe_export", "build", "cli_models:good", "-o", "killed"]
+    environment = {**os.environ, "PYTHONPATH": f"{workspace}{os.pathsep}{ROOT}"}
+    with subprocess.Popen(
+        command, cwd=workspace, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stderr:
+            if line.startswith(previous):
+                process.send_signal(signal_number)
+                break
+        text = process.stderr.read()
+    assert process.returncode == 130, text
+    assert "interrupted: nothing was written" in text
+    assert names_in(workspace) == before
+
+
+def test_long_paths_keep_their_end():
+    short = shorten_path("model.layers.10.block_sparse_moe.experts")
+    assert short.startswith("…")
+    assert short.endswith("block_sparse_moe.experts")
+    assert shorten_path("") == "<root>"

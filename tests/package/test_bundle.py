@@ -233,3 +233,8 @@ def test_build_leaves_the_model_as_it_was(digits, cpu_bundle):
     model, _ = digits
     assert model.training
     assert all(module.training for module in model.modules())
+
+
+def test_inputs_without_names_are_refused(bundle):
+    with pytest.raises(UsageError, match="passed by name"):
+        load(bundle).run(np.zeros((3, 64), np.float32))

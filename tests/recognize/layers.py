@@ -246,6 +246,28 @@ class Capacity(GateModuleStyle):
         return out
 
 
+class LargeCapacity(GateModuleStyle):
+    """An expert takes at most a hundred tokens: few inputs show it."""
+
+    limit = staticmethod(lambda tokens: 100)
+
+    def forward(self, x):
+        weights, ids = self.gate(x)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            token, slot = (ids == e).nonzero(as_tuple=True)
+            token, slot = token[: self.limit(len(x))], slot[: self.limit(len(x))]
+            if len(token):
+                out.index_add_(0, token, weights[token, slot, None] * expert(x[token]))
+        return out
+
+
+class CapacityFactor(LargeCapacity):
+    """Twice the even share of the tokens: balanced inputs never show it."""
+
+    limit = staticmethod(lambda tokens: int(2.0 * tokens * 2 / E) + 1)
+
+
 class ExpertChoice(GateModuleStyle):
     """Experts choose tokens."""
 
@@ -325,10 +347,12 @@ class StackedParameters(nn.Module):
 # Layer, input shape, and what its refusal must say.
 REFUSED = {
     "residual inside": (Residual, (9, H), "not a weighted sum of its experts"),
-    "noise in eval": (Noisy, (9, H), "two answers to one input|not a weighted sum|explains"),
+    "noise in eval": (Noisy, (9, H), "two answers to one input"),
     "loss beside the output": (WithLoss, (9, H), "returns a tuple"),
-    "state between calls": (Stateful, (9, H), "two answers to one input|explains"),
+    "state between calls": (Stateful, (9, H), "two answers to one input"),
     "capacity": (Capacity, (9, H), "to 2 experts"),
+    "large capacity": (LargeCapacity, (9, H), r"differs from eager by"),
+    "capacity factor": (CapacityFactor, (9, H), r"differs from eager by"),
     "expert choice": (ExpertChoice, (9, H), "tokens are sent to 0"),
     "dense": (Dense, (9, H), "every expert runs on every token"),
     "normed input": (NormedInput, (9, H), "not called with rows of the layer's input"),

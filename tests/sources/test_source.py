@@ -197,3 +197,58 @@ def test_model_that_does_not_run_is_refused_with_the_shapes():
         UnsupportedModelError, match=r"does not run in eager PyTorch on input \[4, 5\]"
     ):
         loaded.run(loaded.inputs)
+
+
+def save_tiny_mixtral(folder, drop=None, add=()):
+    """A checkpoint with one tensor left out, or some that no module has."""
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    config = transformers.MixtralConfig(
+        vocab_size=31,
+        hidden_size=16,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=4,
+        max_position_embeddings=32,
+    )
+    transformers.MixtralForCausalLM(config).save_pretrained(folder)
+    path = folder / "model.safetensors"
+    tensors = {name: t for name, t in load_file(path).items() if name != drop}
+    tensors |= {name: torch.zeros(3) for name in add}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_checkpoint_with_missing_weights_is_refused(tmp_path):
+    save_tiny_mixtral(tmp_path, drop="model.norm.weight")
+    with pytest.raises(UsageError, match=r"lacks 1 weights of MixtralForCausalLM.*norm\.weight"):
+        load_source(str(tmp_path), BuildPlan(output=Path("unused")))
+
+
+def test_checkpoint_with_unexpected_weights_is_remarked(tmp_path):
+    save_tiny_mixtral(tmp_path, add=("model.extra.weight",))
+    (remark,) = load_source(str(tmp_path), BuildPlan(output=Path("unused"))).remarks
+    assert remark.endswith("has 1 weights that the model does not use: model.extra.weight")
+
+
+def test_truncated_checkpoint_is_refused(tmp_path):
+    save_tiny_mixtral(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UnsupportedModelError, match="cannot load"):
+        load_source(str(tmp_path), BuildPlan(output=Path("unused")))
+
+
+def test_mask_follows_the_ids_that_are_given(tmp_path):
+    save_tiny_mixtral(tmp_path)
+    plan = BuildPlan(output=Path("unused"), inputs=(InputSpec("input_ids", (1, 5), "int64"),))
+    assert load_source(str(tmp_path), plan).inputs["attention_mask"].shape == (1, 5)
+
+
+def test_callable_that_raises_is_named(tmp_path, monkeypatch):
+    (tmp_path / "raising.py").write_text("def make():\n    raise KeyError('weights')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match=r"raising:make\(\) raised KeyError"):
+        load_source("raising:make", BuildPlan(output=Path("unused")))

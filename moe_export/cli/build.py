@@ -54,7 +54,7 @@ def build(
     inputs), or a .pt file with a whole module (needs --trust).
 
     Ends with 0 when done, 1 when the result differs from eager, 2 on wrong usage, 3 when the model
-    has something unsupported, 4 when the environment lacks something.
+    has something unsupported, 4 when the environment lacks something, 130 when interrupted.
     """
     plan = BuildPlan(
         output=folder,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, get_args, get_type_hints
@@ -45,7 +46,7 @@ def _documented(default: Any, doc: str) -> Any:  # noqa: ANN401 - a dataclass fi
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpAttributes:
+class OpAttributes(ABC):
     """What the attribute records share: strict conversion from and to ONNX attributes."""
 
     op_type: ClassVar[str]
@@ -75,17 +76,17 @@ class OpAttributes:
         else:
             require(type(value) is kind, label, f"{name} must be {kind.__name__}; found {value!r}")
 
+    @abstractmethod
     def check_values(self) -> None:
         """Check what each attribute's type does not say."""
-        raise NotImplementedError
 
+    @abstractmethod
     def input_names(self) -> tuple[str, ...]:
         """Names of the inputs these attributes ask for, in order and without gaps."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Check the shapes of the inputs, given by name."""
-        raise NotImplementedError
 
     def to_onnx(self) -> dict[str, AttributeValue]:
         """Every attribute, written out; booleans become 0 or 1."""

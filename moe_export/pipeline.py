@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from moe_export.capture.stage import capture
 from moe_export.errors import ParityError
-from moe_export.lower.stage import LoweredModel, lower
-from moe_export.pack.model_file import pack
+from moe_export.lower.stage import lower
+from moe_export.pack.model_file import PackedModel, pack
 from moe_export.package import write
 from moe_export.package.bundle import Bundle
+from moe_export.package.manifest import Manifest
 from moe_export.plan import BuildPlan, Target
 from moe_export.progress import Progress, SilentProgress
 from moe_export.recognize.stage import recognize
@@ -86,13 +87,13 @@ def build_loaded(loaded: LoadedModel, plan: BuildPlan, progress: Progress) -> Bu
     lowered = lower(captured, plan)
     with write.staged(plan.output, overwrite=plan.overwrite) as folder:
         progress.stage("pack")
-        packed = pack(lowered, folder, progress)
+        packed = pack(lowered, folder)
         report = None
         if plan.verify:
             progress.stage("verify")
             report = verify(loaded, packed, plan, library, progress)
         progress.stage("package")
-        manifest = _package(loaded, lowered, plan, report, folder, library, progress)
+        manifest = _package(loaded, packed, plan, report, library, progress)
     if report is not None and not report.passed:
         raise ParityError(_failure(report, plan))
     return Bundle(plan.output, manifest)
@@ -100,14 +101,13 @@ def build_loaded(loaded: LoadedModel, plan: BuildPlan, progress: Progress) -> Bu
 
 def _package(
     loaded: LoadedModel,
-    lowered: LoweredModel,
+    packed: PackedModel,
     plan: BuildPlan,
     report: ParityReport | None,
-    folder: Path,
     library: Path | None,
     progress: Progress,
-) -> Any:  # noqa: ANN401
-    runner = OnnxRuntimeRunner(folder / "model.onnx", library)
+) -> Manifest:
+    folder, runner = packed.folder, OnnxRuntimeRunner(packed.path, library)
     expected = {name: t.numpy() for name, t in loaded.run(loaded.inputs).items()}
     write.write_example(folder, {n: t.numpy() for n, t in loaded.inputs.items()}, expected)
     if report is not None:
@@ -120,7 +120,7 @@ def _package(
         source={"name": loaded.source, "kind": loaded.kind, **loaded.description},
         inputs=runner.inputs,
         outputs=runner.outputs,
-        layers=[layer.block.describe() for layer in lowered.layers],
+        layers=[layer.block.describe() for layer in packed.lowered.layers],
         parity=report.summary() if report else {"status": "skipped"},
         batch_coupled=report.batch_coupled if report else None,
         remarks=list(progress.remarks),

@@ -51,8 +51,7 @@ def capture(
         UsageError: a named axis does not exist.
     """
     shapes = dynamic_shapes(loaded.inputs, plan)
-    loaded = _with_wide_example(loaded, shapes)
-    expected = loaded.run(loaded.inputs)
+    loaded, expected = _with_wide_example(loaded, shapes)
     with recorded_guards() as guards, bound(blocks) as calls, quiet_exporters():
         _check_bound_model(expected, loaded.run(loaded.inputs), len(blocks))
         calls.update(dict.fromkeys(calls, 0))
@@ -68,14 +67,18 @@ def capture(
     return CapturedModel(model, tuple(blocks))
 
 
-def _with_wide_example(loaded: LoadedModel, shapes: Mapping[str, Mapping[int, Any]]) -> LoadedModel:
-    """The model with an example that has no dynamic axis of size 1, where it runs on such a one."""
+def _with_wide_example(
+    loaded: LoadedModel, shapes: Mapping[str, Mapping[int, Any]]
+) -> tuple[LoadedModel, dict[str, Tensor]]:
+    """The model with an example that has no dynamic axis of size 1, and eager's outputs on it.
+
+    A model that wants such an axis to be 1 keeps its example.
+    """
     wide = replace(loaded, inputs=widen_example(loaded.inputs, shapes))
     try:
-        wide.run(wide.inputs)
-    except UnsupportedModelError:  # the model wants that axis to be 1
-        return loaded
-    return wide
+        return wide, wide.run(wide.inputs)
+    except UnsupportedModelError:
+        return loaded, loaded.run(loaded.inputs)
 
 
 def _check_bound_model(

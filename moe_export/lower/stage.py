@@ -41,7 +41,6 @@ class LoweredModel:
 
     model: ir.Model
     layers: tuple[LoweredLayer, ...]
-    num_nodes: int
 
 
 def lower(captured: CapturedModel, plan: BuildPlan) -> LoweredModel:
@@ -59,7 +58,7 @@ def lower(captured: CapturedModel, plan: BuildPlan) -> LoweredModel:
         attach_functions(model)
     _strip_metadata(model)
     check_model(model)
-    return LoweredModel(model, layers, model.graph.num_nodes())
+    return LoweredModel(model, layers)
 
 
 def _find_layers(model: ir.Model, blocks: tuple[MoeBlock, ...]) -> tuple[LoweredLayer, ...]:

@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from moe_export.errors import MoeExportError
 from moe_export.lower.stage import LoweredModel
-from moe_export.progress import Progress
 
 MODEL_NAME = "model.onnx"
 DATA_NAME = "model.onnx.data"
@@ -37,13 +36,12 @@ class PackedModel:
         return self.folder / MODEL_NAME
 
 
-def pack(lowered: LoweredModel, folder: Path, progress: Progress) -> PackedModel:
+def pack(lowered: LoweredModel, folder: Path) -> PackedModel:
     """Write ``model.onnx`` and ``model.onnx.data`` into ``folder``.
 
     Raises:
         MoeExportError: the files cannot be written.
     """
-    del progress
     try:
         ir.save(
             lowered.model,

@@ -153,12 +153,7 @@ def test_folder_that_transformers_does_not_know_is_refused(tmp_path, config):
 
 
 def test_huggingface_folder_brings_its_own_inputs(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    config = transformers.MixtralConfig(
-        vocab_size=31, hidden_size=16, intermediate_size=8, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4,
-    )  # fmt: skip
-    transformers.MixtralForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    save_tiny_mixtral(tmp_path, dtype=torch.bfloat16)
     loaded = load_source(str(tmp_path), PLAN)
     assert loaded.kind == "huggingface"
     assert set(loaded.inputs) == {"input_ids", "attention_mask"}
@@ -199,7 +194,7 @@ def test_model_that_does_not_run_is_refused_with_the_shapes():
         loaded.run(loaded.inputs)
 
 
-def save_tiny_mixtral(folder, drop=None, add=()):
+def save_tiny_mixtral(folder, dtype=torch.float32, drop=None, add=()):
     """A checkpoint with one tensor left out, or some that no module has."""
     import transformers
     from safetensors.torch import load_file, save_file
@@ -214,7 +209,7 @@ def save_tiny_mixtral(folder, drop=None, add=()):
         num_local_experts=4,
         max_position_embeddings=32,
     )
-    transformers.MixtralForCausalLM(config).save_pretrained(folder)
+    transformers.MixtralForCausalLM(config).to(dtype).save_pretrained(folder)
     path = folder / "model.safetensors"
     tensors = {name: t for name, t in load_file(path).items() if name != drop}
     tensors |= {name: torch.zeros(3) for name in add}

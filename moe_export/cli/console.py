@@ -41,11 +41,11 @@ def make_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[objec
     return table
 
 
-def format_error(value: float | None) -> str:
-    """A relative error in two digits, or a dash."""
+def format_error(value: float | str | None) -> str:
+    """A relative error in two digits, or a dash; the report writes an infinite one as text."""
     if value is None:
         return "-"
-    return "0" if value == 0 else f"{value:.1e}"
+    return "0" if value == 0 else f"{float(value):.1e}"
 
 
 class StageProgress:

@@ -37,7 +37,7 @@ def draw_parity(console: Console, parity: Mapping[str, Any]) -> None:
             layer["tied"],
             format_error(layer["weight_error"]),
             format_error(layer["output_error"]),
-            format_error(max(layer["alone"].values()) if layer["alone"] else None),
+            format_error(max(map(float, layer["alone"].values())) if layer["alone"] else None),
         )
         for layer in parity["layers"]
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,20 +95,32 @@ class ParityReport:
         return max((e for case in self.cases for e in case.errors.values()), default=0.0)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for ``parity.json``; infinite margins become null."""
+        """Plain values for ``parity.json``: an infinite margin is null, an infinite error "inf"."""
         values = dataclasses.asdict(self)
         for layer in values["layers"]:
             if layer["smallest_margin"] == float("inf"):
                 layer["smallest_margin"] = None
-        return {"passed": self.passed, "max_error": self.max_error, **values}
+        plain: dict[str, Any] = _plain(
+            {"passed": self.passed, "max_error": self.max_error, **values}
+        )
+        return plain
 
     def summary(self) -> dict[str, Any]:
         """What the manifest keeps."""
         return {
             "status": "passed" if self.passed else "failed",
-            "max_error": self.max_error,
+            "max_error": _plain(self.max_error),
             "cases": len(self.cases),
             "tokens": max((layer.tokens for layer in self.layers), default=0),
             "disagreeing_tokens": sum(layer.disagreeing for layer in self.layers),
             "tied_tokens": sum(layer.tied for layer in self.layers),
         }
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    """``value`` with infinities, which JSON has no number for, as text that ``float`` reads."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

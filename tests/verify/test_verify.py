@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import moe_export
 from moe_export import pipeline
+from moe_export.cli.report import draw_parity, draw_verdict
 from moe_export.errors import ParityError
 from moe_export.lower.stage import lower
 from moe_export.package.bundle import UnverifiedBundleWarning
@@ -66,12 +69,19 @@ def perturb_head(model):
     value.const_value = ir.tensor(value.const_value.numpy() * 1.001, name=value.name)
 
 
+def poison_head(model):
+    """The model gives NaN, whose error no number of JSON can say."""
+    value = nodes(model, "Gemm")[-1].inputs[1]
+    value.const_value = ir.tensor(value.const_value.numpy() * np.nan, name=value.name)
+
+
 FAULTS = {
     roll_experts: ("first diverging layer: layers.1", "the experts' sum differs"),
     perturb_bias: ("first diverging layer: layers.0", "experts alone, every expert"),
     renormalize: ("first diverging layer: layers.1", "expert weights differ"),
     negate_router: ("first diverging layer: layers.0", "tokens go to other experts"),
     perturb_head: ("every MoE layer agrees", "output differs by"),
+    poison_head: ("every MoE layer agrees", "output differs by inf"),
 }
 
 
@@ -90,7 +100,10 @@ def test_wrong_export_fails_and_names_the_layer(fault, monkeypatch, tmp_path):
     with pytest.warns(UnverifiedBundleWarning, match="failed its comparison"):
         bundle = moe_export.load(tmp_path / "bundle")
     assert bundle.manifest.parity["status"] == "failed"
-    assert not bundle.parity()["passed"]
+    parity = bundle.parity()
+    assert not parity["passed"]
+    draw_parity(Console(file=io.StringIO()), parity)
+    draw_verdict(Console(file=io.StringIO()), dataclasses.asdict(bundle.manifest))
 
 
 def test_skipped_parity_is_recorded(tmp_path):

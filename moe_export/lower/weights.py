@@ -24,10 +24,11 @@ def normalize_weights(model: ir.Model) -> None:
         UnsupportedModelError: a weight is computed inside the graph, or read in two ways.
     """
     done: dict[str, SourceLayout] = {}
-    for node in moe_nodes(model, "GroupedExperts"):
-        layout = node_layout(node)
-        names = node_attributes(node).input_names()
-        for name, value in list(zip(names, node.inputs, strict=True))[3:]:
+    for node in moe_nodes(model):
+        layout, attributes = node_layout(node), node_attributes(node)
+        inputs = dict(zip(attributes.input_names(), node.inputs, strict=True))
+        for name in attributes.parameter_names():
+            value = inputs[name]
             if value is None or value.const_value is None or value.name is None:
                 raise UnsupportedModelError(
                     f"{node.name}: {name} is computed inside the graph; experts need stored weights"

@@ -11,7 +11,11 @@ from moe_export.ops import spec
 from moe_export.ops.onnx_ops import node_attributes
 
 _FLOAT = ir.DataType.FLOAT
-_DTYPES = {"expert_ids": (ir.DataType.INT32, ir.DataType.INT64)}
+_DTYPES = {
+    "expert_ids": (ir.DataType.INT32, ir.DataType.INT64),
+    "group_ends": (ir.DataType.INT32,),
+    "row_map": (ir.DataType.INT32,),
+}
 
 
 def moe_nodes(model: ir.Model, op_type: str | None = None) -> Iterator[ir.Node]:
@@ -57,8 +61,10 @@ def _check_node(node: ir.Node) -> None:
         attributes.check_shapes(known)
 
 
-# Axes of one size, tokens and experts per token, that is often a symbol: runtimes check it again.
+# Axes of one size, tokens, experts per token and rows, that is often a symbol: runtimes check it
+# again.
 _FREE_SIZES = (
-    (("x", 0), ("logits", 0), ("expert_ids", 0), ("expert_weights", 0)),
-    (("expert_ids", 1), ("expert_weights", 1)),
+    (("x", 0), ("logits", 0), ("expert_ids", 0), ("row_map", 0), ("expert_weights", 0)),
+    (("expert_ids", 1), ("row_map", 1), ("expert_weights", 1)),
+    (("rows", 0),),
 )

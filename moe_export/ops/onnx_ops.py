@@ -22,9 +22,31 @@ PATH_KEY = "moe_export.path"
 LAYOUT_KEY = "moe_export.layout"
 
 _ANY_TYPE = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(int8)"]
+_INT32 = ["tensor(int32)"]
 _ID_TYPE = ["tensor(int32)", "tensor(int64)"]
-# As many inputs as the fullest set of attributes asks for.
-_INPUT_SLOTS = {"TopKGating": (1, 2), "GroupedExperts": (5, 11)}
+# How many inputs there are at least, and as many as the fullest set of attributes asks for.
+_INPUT_SLOTS = {
+    "TopKGating": (1, 2),
+    "GroupedExperts": (5, 11),
+    "ExpertDispatch": (2, 2),
+    "GroupedMatMul": (3, 6),
+    "ExpertCombine": (3, 3),
+}
+# Inputs that hold integers.
+_INTEGER_INPUTS = {
+    ("GroupedExperts", 1): _ID_TYPE,
+    ("ExpertDispatch", 1): _ID_TYPE,
+    ("GroupedMatMul", 2): _INT32,
+    ("ExpertCombine", 1): _INT32,
+}
+# Outputs in another type than the first input's.
+_OUTPUT_TYPES = {
+    "expert_ids": "tensor(int32)",
+    "expert_weights": "tensor(float)",
+    "row_map": "tensor(int32)",
+    "group_ends": "tensor(int32)",
+    "row_experts": "tensor(int32)",
+}
 
 
 def _schema(op: type[spec.OpAttributes]) -> onnx.defs.OpSchema:
@@ -32,13 +54,8 @@ def _schema(op: type[spec.OpAttributes]) -> onnx.defs.OpSchema:
     kinds = {int: schema.AttrType.INT, bool: schema.AttrType.INT, float: schema.AttrType.FLOAT}
     hints = get_type_hints(op)
     required, most = _INPUT_SLOTS[op.op_type]
-    ids = {("GroupedExperts", 1)}
-    constraints = [
-        (f"T{i}", _ID_TYPE if (op.op_type, i) in ids else _ANY_TYPE, "") for i in range(most)
-    ]
     optional = schema.FormalParameterOption.Optional
     single = schema.FormalParameterOption.Single
-    outputs = {"expert_ids": "tensor(int32)", "expert_weights": "tensor(float)", "y": "T0"}
     return schema(
         op.op_type,
         spec.DOMAIN,
@@ -51,9 +68,12 @@ def _schema(op: type[spec.OpAttributes]) -> onnx.defs.OpSchema:
             for i in range(most)
         ],
         outputs=[
-            schema.FormalParameter(name, outputs[name]) for name in spec.OUTPUT_NAMES[op.op_type]
+            schema.FormalParameter(name, _OUTPUT_TYPES.get(name, "T0"))
+            for name in spec.OUTPUT_NAMES[op.op_type]
         ],
-        type_constraints=constraints,
+        type_constraints=[
+            (f"T{i}", _INTEGER_INPUTS.get((op.op_type, i), _ANY_TYPE), "") for i in range(most)
+        ],
         attributes=[
             schema.Attribute(
                 f.name, kinds.get(hints[f.name], schema.AttrType.STRING), required=True
@@ -86,6 +106,9 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {
         torch.ops.moe_export.top_k_gating.default: translate("TopKGating"),
         torch.ops.moe_export.grouped_experts.default: translate("GroupedExperts"),
+        torch.ops.moe_export.expert_dispatch.default: translate("ExpertDispatch"),
+        torch.ops.moe_export.grouped_matmul.default: translate("GroupedMatMul"),
+        torch.ops.moe_export.expert_combine.default: translate("ExpertCombine"),
     }
 
 

@@ -2,19 +2,54 @@
 
 ``plugins/README.md`` states the meaning and numbers the constraints; the same labels appear in the
 errors raised here. ``scripts/generate_contract.py`` writes the C++ header and the README's
-attribute tables from the two records below.
+attribute tables from the records below and in ``spec_rows.py``.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self, get_args, get_type_hints
+from typing import ClassVar, Literal
 
-from moe_export.errors import ContractError
+from moe_export.ops.record import (
+    QUANTIZED_TYPES,
+    AttributeValue,
+    OpAttributes,
+    WeightLayout,
+    WeightType,
+    check_storage,
+    documented,
+    require,
+)
+from moe_export.ops.spec_rows import ExpertCombine, ExpertDispatch, GroupedMatMul
+
+__all__ = [
+    "DOMAIN",
+    "OPS",
+    "OUTPUT_NAMES",
+    "QUANTIZED_TYPES",
+    "VERSION",
+    "Activation",
+    "AttributeValue",
+    "EpsilonMode",
+    "ExcludedScore",
+    "ExpertCombine",
+    "ExpertDispatch",
+    "GroupScore",
+    "GroupedExperts",
+    "GroupedMatMul",
+    "LimitOn",
+    "OpAttributes",
+    "ScoreFunction",
+    "TopKGating",
+    "WeightFunction",
+    "WeightLayout",
+    "WeightOn",
+    "WeightType",
+    "check_input_count",
+    "op_attributes",
+    "require",
+]
 
 DOMAIN = "moe_export"
 VERSION = 1
@@ -27,97 +62,6 @@ EpsilonMode = Literal["add", "clamp"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "identity"]
 LimitOn = Literal["input", "output"]
 WeightOn = Literal["output", "input"]
-WeightType = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8", "mxfp4"]
-WeightLayout = Literal["row_major", "cpu_v1", "cuda_v1"]
-
-QUANTIZED_TYPES = ("int8", "int4", "fp8", "mxfp4")
-
-AttributeValue = int | float | str
-
-
-def require(condition: bool, label: str, message: str) -> None:
-    """Raise ``ContractError`` that starts with ``label`` unless ``condition`` holds."""
-    if not condition:
-        raise ContractError(f"{label}: {message}")
-
-
-def _documented(default: Any, doc: str) -> Any:  # noqa: ANN401 - a dataclass field of any type
-    return field(default=default, metadata={"doc": doc})
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpAttributes(ABC):
-    """What the attribute records share: strict conversion from and to ONNX attributes."""
-
-    op_type: ClassVar[str]
-    prefix: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        """Check every field's type and every value on its own."""
-        for name, kind in get_type_hints(type(self)).items():
-            if getattr(kind, "__origin__", None) is not ClassVar:
-                self._check_field(name, kind, getattr(self, name))
-        self.check_values()
-
-    def _check_field(self, name: str, kind: Any, value: object) -> None:  # noqa: ANN401 - a type hint
-        label = f"{self.prefix}_attributes"
-        if choices := get_args(kind):
-            require(
-                value in choices,
-                label,
-                f"{name} must be one of {', '.join(choices)}; found {value!r}",
-            )
-        elif kind is float:
-            require(
-                isinstance(value, float) and math.isfinite(value),
-                label,
-                f"{name} must be a finite float; found {value!r}",
-            )
-        else:
-            require(type(value) is kind, label, f"{name} must be {kind.__name__}; found {value!r}")
-
-    @abstractmethod
-    def check_values(self) -> None:
-        """Check what each attribute's type does not say."""
-
-    @abstractmethod
-    def input_names(self) -> tuple[str, ...]:
-        """Names of the inputs these attributes ask for, in order and without gaps."""
-
-    @abstractmethod
-    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Check the shapes of the inputs, given by name."""
-
-    def to_onnx(self) -> dict[str, AttributeValue]:
-        """Every attribute, written out; booleans become 0 or 1."""
-        return {
-            name: int(value) if isinstance(value, bool) else value
-            for name, value in dataclasses.asdict(self).items()
-        }
-
-    @classmethod
-    def from_onnx(cls, attributes: Mapping[str, AttributeValue]) -> Self:
-        """Read the attributes of a node; none may be missing, unknown or of another type.
-
-        Raises:
-            ContractError: names the attribute at fault.
-        """
-        kinds = {f.name: get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}
-        label = f"{cls.prefix}_attributes"
-        unknown, missing = (
-            sorted(set(attributes) - set(kinds)),
-            sorted(set(kinds) - set(attributes)),
-        )
-        require(not unknown, label, f"{cls.op_type} has no attribute {', '.join(unknown)}")
-        require(not missing, label, f"{cls.op_type} needs attribute {', '.join(missing)}")
-        values: dict[str, Any] = dict(attributes)
-        for name, kind in kinds.items():
-            if kind is bool:
-                flag = values[name]
-                valid = type(flag) is int and flag in (0, 1)
-                require(valid, label, f"{name} must be 0 or 1; found {flag!r}")
-                values[name] = bool(flag)
-        return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,19 +72,17 @@ class TopKGating(OpAttributes):
     prefix: ClassVar[str] = "gating"
 
     top_k: int = field(metadata={"doc": "experts kept per token"})
-    score_function: ScoreFunction = _documented("softmax", "score of an expert from its logit")
-    has_selection_bias: bool = _documented(False, "a second input `selection_bias` is there")
-    num_groups: int = _documented(1, "contiguous blocks the experts form")
-    top_groups: int = _documented(1, "blocks that stay eligible")
-    group_score: GroupScore = _documented("max", "score of a block")
-    excluded_score: ExcludedScore = _documented(
-        "neg_inf", "selection score outside the kept blocks"
-    )
-    weight_function: WeightFunction = _documented("score", "weight of a selected expert")
-    renormalize: bool = _documented(False, "divide the kept weights by their sum")
-    epsilon: float = _documented(0.0, "guards the division")
-    epsilon_mode: EpsilonMode = _documented("add", "sum + epsilon, or max(sum, epsilon)")
-    scale: float = _documented(1.0, "factor on the weights, last")
+    score_function: ScoreFunction = documented("softmax", "score of an expert from its logit")
+    has_selection_bias: bool = documented(False, "a second input `selection_bias` is there")
+    num_groups: int = documented(1, "contiguous blocks the experts form")
+    top_groups: int = documented(1, "blocks that stay eligible")
+    group_score: GroupScore = documented("max", "score of a block")
+    excluded_score: ExcludedScore = documented("neg_inf", "selection score outside the kept blocks")
+    weight_function: WeightFunction = documented("score", "weight of a selected expert")
+    renormalize: bool = documented(False, "divide the kept weights by their sum")
+    epsilon: float = documented(0.0, "guards the division")
+    epsilon_mode: EpsilonMode = documented("add", "sum + epsilon, or max(sum, epsilon)")
+    scale: float = documented(1.0, "factor on the weights, last")
 
     def check_values(self) -> None:
         """Check the values that need no tensor (gating_c2, gating_c4, gating_c5, gating_c7)."""
@@ -213,19 +155,19 @@ class GroupedExperts(OpAttributes):
     num_experts: int = field(metadata={"doc": "experts whose weights the node holds, E"})
     hidden_size: int = field(metadata={"doc": "width of x and y, H"})
     intermediate_size: int = field(metadata={"doc": "width inside an expert, I"})
-    gated: bool = _documented(True, "up_weight holds gate rows, then up rows")
-    activation: Activation = _documented("silu", "nonlinearity of the gate (or of up, ungated)")
-    alpha: float = _documented(1.0, "silu is g * sigmoid(alpha * g)")
-    limit: float = _documented(0.0, "clamp of gate and up; 0 for none")
-    limit_on: LimitOn = _documented("input", "clamp before or after the activation")
-    up_offset: float = _documented(0.0, "added to the up projection")
-    has_bias: bool = _documented(False, "inputs `up_bias` and `down_bias` are there")
-    weight_on: WeightOn = _documented("output", "where an expert's weight multiplies")
-    first_expert: int = _documented(0, "id of the first expert held here")
-    weight_type: WeightType = _documented("fp32", "storage of the expert weights")
-    block_size: int = _documented(0, "inputs per scale along K; 0 for one scale per row")
-    has_zero_point: bool = _documented(False, "inputs `up_zero` and `down_zero` are there")
-    weight_layout: WeightLayout = _documented("row_major", "`[E, N, K]`, or packed")
+    gated: bool = documented(True, "up_weight holds gate rows, then up rows")
+    activation: Activation = documented("silu", "nonlinearity of the gate (or of up, ungated)")
+    alpha: float = documented(1.0, "silu is g * sigmoid(alpha * g)")
+    limit: float = documented(0.0, "clamp of gate and up; 0 for none")
+    limit_on: LimitOn = documented("input", "clamp before or after the activation")
+    up_offset: float = documented(0.0, "added to the up projection")
+    has_bias: bool = documented(False, "inputs `up_bias` and `down_bias` are there")
+    weight_on: WeightOn = documented("output", "where an expert's weight multiplies")
+    first_expert: int = documented(0, "id of the first expert held here")
+    weight_type: WeightType = documented("fp32", "storage of the expert weights")
+    block_size: int = documented(0, "inputs per scale along K; 0 for one scale per row")
+    has_zero_point: bool = documented(False, "inputs `up_zero` and `down_zero` are there")
+    weight_layout: WeightLayout = documented("row_major", "`[E, N, K]`, or packed")
 
     def check_values(self) -> None:
         """Check the values that need no tensor (experts_c6 to experts_c9)."""
@@ -247,18 +189,7 @@ class GroupedExperts(OpAttributes):
             "experts_c8",
             "limit and up_offset belong to gated experts",
         )
-        quantized = self.weight_type in QUANTIZED_TYPES
-        require(
-            quantized or (self.block_size == 0 and not self.has_zero_point),
-            "experts_c9",
-            f"block_size and zero points belong to quantized weights; weight_type is "
-            f"{self.weight_type}",
-        )
-        require(
-            self.block_size >= 0,
-            "experts_c9",
-            f"block_size must not be negative; found {self.block_size}",
-        )
+        check_storage(self.weight_type, self.block_size, self.has_zero_point, "experts_c9")
 
     @property
     def up_rows(self) -> int:
@@ -275,6 +206,10 @@ class GroupedExperts(OpAttributes):
         if self.has_zero_point:
             names += ["up_zero", "down_zero"]
         return tuple(names)
+
+    def parameter_names(self) -> tuple[str, ...]:
+        """All inputs but the three that depend on the tokens."""
+        return self.input_names()[3:]
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the row-major weights and biases by input name."""
@@ -316,10 +251,19 @@ class GroupedExperts(OpAttributes):
             )
 
 
-OPS: tuple[type[OpAttributes], ...] = (TopKGating, GroupedExperts)
+OPS: tuple[type[OpAttributes], ...] = (
+    TopKGating,
+    GroupedExperts,
+    ExpertDispatch,
+    GroupedMatMul,
+    ExpertCombine,
+)
 OUTPUT_NAMES: Mapping[str, tuple[str, ...]] = {
     "TopKGating": ("expert_ids", "expert_weights"),
     "GroupedExperts": ("y",),
+    "ExpertDispatch": ("rows", "row_map", "group_ends", "row_experts"),
+    "GroupedMatMul": ("y",),
+    "ExpertCombine": ("y",),
 }
 
 

@@ -1,27 +1,28 @@
-"""The ops as PyTorch custom operators with a real CPU body, so that a lowered model runs in eager.
-
-An operator carries its attributes as one JSON string: the attribute records of the contract stay
-the only place that lists them.
-"""
+"""The ops as PyTorch custom operators with real CPU bodies, so that lowered models run in eager."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
+from moe_export.ops.call import call_attributes, call_layout, dump_call
 from moe_export.ops.layout import SourceLayout
 from moe_export.ops.spec import GroupedExperts, TopKGating, require
+from moe_export.ops.torch_rows import expert_combine, expert_dispatch, grouped_matmul
 
-
-def dump_call(attributes: TopKGating | GroupedExperts, layout: SourceLayout, path: str) -> str:
-    """One JSON string with what a call carries besides tensors."""
-    return json.dumps(
-        {"attributes": attributes.to_onnx(), "layout": vars(layout), "path": path}, sort_keys=True
-    )
+__all__ = [
+    "ACTIVATIONS",
+    "expert_combine",
+    "expert_dispatch",
+    "expert_ffn",
+    "expert_inner",
+    "grouped_experts",
+    "grouped_matmul",
+    "top_k_gating",
+]
 
 
 def top_k_gating(
@@ -91,13 +92,9 @@ def grouped_experts(
     return y
 
 
-def _read_gating(call: str) -> TopKGating:
-    return TopKGating.from_onnx(json.loads(call)["attributes"])
-
-
 @torch.library.custom_op("moe_export::top_k_gating", mutates_args=())
 def _top_k_gating(tensors: list[Tensor], call: str) -> tuple[Tensor, Tensor]:
-    attributes = _read_gating(call)
+    attributes = call_attributes(TopKGating, call)
     logits, bias = tensors[0], tensors[1] if len(tensors) > 1 else None
     score = _SCORES[attributes.score_function](logits)
     choice = score if bias is None else score + bias
@@ -139,18 +136,15 @@ def _keep_groups(choice: Tensor, attributes: TopKGating) -> Tensor:
 
 @_top_k_gating.register_fake
 def _(tensors: list[Tensor], call: str) -> tuple[Tensor, Tensor]:
-    shape = (tensors[0].shape[0], _read_gating(call).top_k)
+    shape = (tensors[0].shape[0], call_attributes(TopKGating, call).top_k)
     return tensors[0].new_empty(shape, dtype=torch.int32), tensors[0].new_empty(shape)
 
 
 @torch.library.custom_op("moe_export::grouped_experts", mutates_args=())
 def _grouped_experts(tensors: list[Tensor], call: str) -> Tensor:
-    parsed = json.loads(call)
-    attributes = GroupedExperts.from_onnx(parsed["attributes"])
-    layout = SourceLayout(**parsed["layout"])
+    attributes, layout = call_attributes(GroupedExperts, call), call_layout(call)
     x, ids, weights, *parameters = tensors
-    names = attributes.input_names()[3:]
-    stored = dict(zip(names, parameters, strict=True))
+    stored = dict(zip(attributes.parameter_names(), parameters, strict=True))
     y = torch.zeros_like(x)
     local = ids.long() - attributes.first_expert
     for e in local.unique().tolist():

@@ -14,6 +14,18 @@ inline constexpr int kVersion = 1;
 template <class Enum>
 struct EnumNames;
 
+enum class WeightLayout : int32_t { kRowMajor, kCpuV1, kCudaV1 };
+template <>
+struct EnumNames<WeightLayout> {
+  static constexpr std::string_view kValues[] = {"row_major", "cpu_v1", "cuda_v1"};
+};
+
+enum class WeightType : int32_t { kFp32, kFp16, kBf16, kInt8, kInt4, kFp8, kMxfp4 };
+template <>
+struct EnumNames<WeightType> {
+  static constexpr std::string_view kValues[] = {"fp32", "fp16", "bf16", "int8", "int4", "fp8", "mxfp4"};
+};
+
 enum class ScoreFunction : int32_t { kSoftmax, kSigmoid, kSqrtSoftplus, kIdentity };
 template <>
 struct EnumNames<ScoreFunction> {
@@ -60,18 +72,6 @@ enum class WeightOn : int32_t { kOutput, kInput };
 template <>
 struct EnumNames<WeightOn> {
   static constexpr std::string_view kValues[] = {"output", "input"};
-};
-
-enum class WeightType : int32_t { kFp32, kFp16, kBf16, kInt8, kInt4, kFp8, kMxfp4 };
-template <>
-struct EnumNames<WeightType> {
-  static constexpr std::string_view kValues[] = {"fp32", "fp16", "bf16", "int8", "int4", "fp8", "mxfp4"};
-};
-
-enum class WeightLayout : int32_t { kRowMajor, kCpuV1, kCudaV1 };
-template <>
-struct EnumNames<WeightLayout> {
-  static constexpr std::string_view kValues[] = {"row_major", "cpu_v1", "cuda_v1"};
 };
 
 /// Attributes of `TopKGating`.
@@ -147,6 +147,60 @@ struct GroupedExpertsAttributes {
     visitor("block_size", block_size);
     visitor("has_zero_point", has_zero_point);
     visitor("weight_layout", weight_layout);
+  }
+};
+
+/// Attributes of `ExpertDispatch`.
+struct ExpertDispatchAttributes {
+  static constexpr char kOpType[] = "ExpertDispatch";
+  int64_t num_experts = 0;
+  int64_t hidden_size = 0;
+  int64_t first_expert = 0;
+
+  /// Calls `visitor(name, value)` for every attribute, in the contract's order.
+  template <class Visitor>
+  void visit(Visitor&& visitor) {
+    visitor("num_experts", num_experts);
+    visitor("hidden_size", hidden_size);
+    visitor("first_expert", first_expert);
+  }
+};
+
+/// Attributes of `GroupedMatMul`.
+struct GroupedMatMulAttributes {
+  static constexpr char kOpType[] = "GroupedMatMul";
+  int64_t num_experts = 0;
+  int64_t in_features = 0;
+  int64_t out_features = 0;
+  bool has_bias = false;
+  WeightType weight_type = WeightType::kFp32;
+  int64_t block_size = 0;
+  bool has_zero_point = false;
+  WeightLayout weight_layout = WeightLayout::kRowMajor;
+
+  /// Calls `visitor(name, value)` for every attribute, in the contract's order.
+  template <class Visitor>
+  void visit(Visitor&& visitor) {
+    visitor("num_experts", num_experts);
+    visitor("in_features", in_features);
+    visitor("out_features", out_features);
+    visitor("has_bias", has_bias);
+    visitor("weight_type", weight_type);
+    visitor("block_size", block_size);
+    visitor("has_zero_point", has_zero_point);
+    visitor("weight_layout", weight_layout);
+  }
+};
+
+/// Attributes of `ExpertCombine`.
+struct ExpertCombineAttributes {
+  static constexpr char kOpType[] = "ExpertCombine";
+  int64_t hidden_size = 0;
+
+  /// Calls `visitor(name, value)` for every attribute, in the contract's order.
+  template <class Visitor>
+  void visit(Visitor&& visitor) {
+    visitor("hidden_size", hidden_size);
   }
 };
 

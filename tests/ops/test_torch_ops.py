@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from moe_export.errors import ContractError
+from moe_export.ops.call import dump_call
 from moe_export.ops.layout import SourceLayout
 from moe_export.ops.spec import GroupedExperts, TopKGating
-from moe_export.ops.torch_ops import dump_call, grouped_experts, top_k_gating
+from moe_export.ops.torch_ops import grouped_experts, top_k_gating
 from moe_export.tolerances import LAYER_TOLERANCE
 
 EXPERTS = GroupedExperts(num_experts=4, hidden_size=10, intermediate_size=6, has_bias=True)

@@ -15,6 +15,14 @@ from tests.zoo.classic.switch_2048 import Switch2048
 from tests.zoo.classic.switch_top1 import SwitchTop1
 from tests.zoo.classic.top2_of_16 import Top2Of16
 from tests.zoo.layer import ROWS, SEQUENCES, H, ZooLayer, floats, made, with_ids
+from tests.zoo.styles import (
+    choices,
+    dispatch,
+    inline,
+    loops,
+    routers,
+    stacked,
+)
 
 __all__ = ["CLASSIC", "REFUSED", "STYLES", "ZooLayer"]
 
@@ -123,6 +131,13 @@ CLASSIC = [
     ZooLayer("top2_of_16", made(Top2Of16), num_experts=16, **SEQUENCES),
 ]
 
-STYLES: list[ZooLayer] = []
+STYLES: list[ZooLayer] = [
+    *loops.LAYERS,
+    *stacked.LAYERS,
+    *inline.LAYERS,
+    *dispatch.LAYERS,
+    *routers.LAYERS,
+    *choices.LAYERS,
+]
 
 REFUSED: list[ZooLayer] = []

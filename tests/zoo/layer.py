@@ -110,7 +110,8 @@ class ZooLayer:
         coupled: Whether entries along axis 0 change one another's result; None if that has no
             meaning here.
         experts: Where the experts' parameters are: attribute paths of a container with one entry
-            per expert, of a tensor (``@1`` names another axis than 0), or with ``{e}``.
+            per expert, of a tensor (``@1`` names another axis than 0), or with ``{e}`` or
+            ``{letter}``.
         reached: Least share of the experts that all inputs together must use.
     """
 
@@ -131,9 +132,10 @@ class ZooLayer:
         for path in self.experts:
             name, _, axis = path.partition("@")
             part: Any = model
-            for step in name.format(e=expert).split("."):
+            own = name.format(e=expert, letter=chr(ord("a") + expert))
+            for step in own.split("."):
                 part = part[int(step)] if step.isdigit() else getattr(part, step)
-            if "{e}" in name:
+            if own != name:
                 pass
             elif isinstance(part, Tensor):
                 dim = int(axis or 0)

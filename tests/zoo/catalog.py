@@ -16,12 +16,16 @@ from tests.zoo.classic.switch_top1 import SwitchTop1
 from tests.zoo.classic.top2_of_16 import Top2Of16
 from tests.zoo.layer import ROWS, SEQUENCES, H, ZooLayer, floats, made, with_ids
 from tests.zoo.styles import (
+    around,
     choices,
     dispatch,
     inline,
     loops,
+    models,
+    results,
     routers,
     stacked,
+    unusual_experts,
 )
 
 __all__ = ["CLASSIC", "REFUSED", "STYLES", "ZooLayer"]
@@ -138,6 +142,10 @@ STYLES: list[ZooLayer] = [
     *dispatch.LAYERS,
     *routers.LAYERS,
     *choices.LAYERS,
+    *around.LAYERS,
+    *unusual_experts.LAYERS,
+    *results.LAYERS,
+    *models.LAYERS,
 ]
 
 REFUSED: list[ZooLayer] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.zoo import refused
 from tests.zoo.classic.deepseek_v2 import DeepseekV2MoE
 from tests.zoo.classic.deepseek_v3 import DeepseekV3MoE
 from tests.zoo.classic.dense_soft import DenseSoft
@@ -148,4 +149,4 @@ STYLES: list[ZooLayer] = [
     *models.LAYERS,
 ]
 
-REFUSED: list[ZooLayer] = []
+REFUSED: list[ZooLayer] = refused.LAYERS

@@ -111,3 +111,35 @@ def test_coupling_is_what_the_catalog_says(layer):
             rows = torch.cat([one[i] for one in alone])
             differs |= bool((rows - y[: len(rows)]).abs().max() > 2e-5 * y.abs().max())
     assert differs == layer.coupled
+
+
+@pytest.mark.parametrize("layer", REFUSED, ids=lambda layer: layer.name)
+def test_refused_layers_run_and_sit_where_they_say(layer):
+    model = layer.make()
+    assert model.get_submodule("encoder.ffn") is model.encoder.ffn
+    for inputs in all_inputs(layer):
+        (y,) = run(model, inputs)
+        assert y.shape == (len(inputs[0]), 5)
+
+
+# What is wrong with these is not that they give two answers to one input.
+REPEATABLE = {"different_widths", "numpy_experts", "only_two_run", "late_experts_unreached"}
+
+
+@pytest.mark.parametrize("layer", REFUSED, ids=lambda layer: layer.name)
+def test_refused_layers_change_from_call_to_call(layer):
+    model, inputs = layer.make(), layer.inputs()
+    assert same(run(model, inputs), run(model, inputs)) == (layer.name in REPEATABLE)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("only_two_run", 2), ("late_experts_unreached", 3)])
+def test_buggy_layers_never_run_some_experts(name, expected):
+    (layer,) = [layer for layer in REFUSED if layer.name == name]
+    model, used = layer.make(), set()
+    for expert in model.encoder.ffn.experts:
+        expert.register_forward_hook(
+            lambda module, args, _y: used.add(module) if len(args[0]) else None
+        )
+    for inputs in all_inputs(layer):
+        run(model, inputs)
+    assert len(used) == expected

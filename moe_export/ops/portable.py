@@ -11,7 +11,17 @@ import dataclasses
 import onnx.parser
 import onnx_ir as ir
 
-from moe_export.ops.spec import DOMAIN, GroupedExperts, OpAttributes, TopKGating
+from moe_export.ops.portable_rows import combine_lines, dispatch_lines, matmul_lines
+from moe_export.ops.spec import (
+    DOMAIN,
+    OUTPUT_NAMES,
+    ExpertCombine,
+    ExpertDispatch,
+    GroupedExperts,
+    GroupedMatMul,
+    OpAttributes,
+    TopKGating,
+)
 
 OPSET = 20
 
@@ -23,12 +33,8 @@ def function_body(attributes: OpAttributes, overload: str = "") -> ir.Function:
         attributes: The attributes of the nodes that the body serves.
         overload: Tells bodies of the same op apart when a model needs several.
     """
-    if isinstance(attributes, TopKGating):
-        outputs, lines = "expert_ids, expert_weights", _gating_lines(attributes)
-    elif isinstance(attributes, GroupedExperts):
-        outputs, lines = "y", _experts_lines(attributes)
-    else:
-        raise TypeError(f"{attributes.op_type} has no body in standard operators")
+    lines = _body_lines(attributes)
+    outputs = ", ".join(OUTPUT_NAMES[attributes.op_type])
     names = ", ".join(field.name for field in dataclasses.fields(attributes))
     text = (
         f'<domain: "{DOMAIN}", opset_import: ["": {OPSET}]>\n'
@@ -39,6 +45,21 @@ def function_body(attributes: OpAttributes, overload: str = "") -> ir.Function:
     proto.overload = overload
     function: ir.Function = ir.from_proto(proto)
     return function
+
+
+def _body_lines(attributes: OpAttributes) -> list[str]:
+    match attributes:
+        case TopKGating():
+            return _gating_lines(attributes)
+        case GroupedExperts():
+            return _experts_lines(attributes)
+        case ExpertDispatch():
+            return dispatch_lines(attributes)
+        case GroupedMatMul():
+            return matmul_lines(attributes)
+        case ExpertCombine():
+            return combine_lines(attributes)
+    raise TypeError(f"{attributes.op_type} has no body in standard operators")
 
 
 def _float(name: str, value: float) -> str:

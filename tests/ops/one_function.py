@@ -12,11 +12,17 @@ OUTPUT_TYPES = {
     "expert_ids": ir.DataType.INT32,
     "expert_weights": ir.DataType.FLOAT,
     "y": ir.DataType.FLOAT,
+    "rows": ir.DataType.FLOAT,
+    "row_map": ir.DataType.INT32,
+    "group_ends": ir.DataType.INT32,
+    "row_experts": ir.DataType.INT32,
 }
+RANKS = {"group_ends": 1, "row_experts": 1}
 
 
-def _value(name, dtype):
-    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape([None, None]))
+def _output(name):
+    shape = ir.Shape([None] * RANKS.get(name, 2))
+    return ir.Value(name=f"{name}_out", type=ir.TensorType(OUTPUT_TYPES[name]), shape=shape)
 
 
 def make_model(attributes, inputs):
@@ -29,7 +35,7 @@ def make_model(attributes, inputs):
         )
         for name, array in inputs.items()
     ]
-    outputs = [_value(f"{n}_out", OUTPUT_TYPES[n]) for n in spec.OUTPUT_NAMES[attributes.op_type]]
+    outputs = [_output(name) for name in spec.OUTPUT_NAMES[attributes.op_type]]
     node = ir.node(
         attributes.op_type,
         values,

@@ -13,8 +13,20 @@ from moe_export.ops.contract import check_model, moe_nodes
 from moe_export.ops.layout import SourceLayout
 from moe_export.ops.onnx_ops import PATH_KEY, node_attributes, node_layout, translation_table
 from moe_export.ops.portable import OPSET
-from moe_export.ops.spec import GroupedExperts, TopKGating
-from moe_export.ops.torch_ops import grouped_experts, top_k_gating
+from moe_export.ops.spec import (
+    ExpertCombine,
+    ExpertDispatch,
+    GroupedExperts,
+    GroupedMatMul,
+    TopKGating,
+)
+from moe_export.ops.torch_ops import (
+    expert_combine,
+    expert_dispatch,
+    grouped_experts,
+    grouped_matmul,
+    top_k_gating,
+)
 
 GATING = TopKGating(
     top_k=2, score_function="sigmoid", has_selection_bias=True, renormalize=True, epsilon=0.5
@@ -23,7 +35,10 @@ EXPERTS = GroupedExperts(
     num_experts=4, hidden_size=10, intermediate_size=6, has_bias=True, up_offset=1.0, limit=7.0
 )
 LAYOUT = SourceLayout(transposed=True, interleaved=True)
-NODES = {"TopKGating": GATING, "GroupedExperts": EXPERTS}
+DISPATCH = ExpertDispatch(num_experts=4, hidden_size=10, first_expert=1)
+MATMUL = GroupedMatMul(num_experts=4, in_features=10, out_features=10, has_bias=True)
+COMBINE = ExpertCombine(hidden_size=10)
+NODES = {op.op_type: op for op in (GATING, EXPERTS, DISPATCH, MATMUL, COMBINE)}
 
 
 class TinyMoe(nn.Module):
@@ -35,11 +50,16 @@ class TinyMoe(nn.Module):
         self.down_weight = nn.Parameter(torch.randn(4, 6, 10))
         self.up_bias = nn.Parameter(torch.randn(4, 12))
         self.down_bias = nn.Parameter(torch.randn(4, 10))
+        self.weight = nn.Parameter(torch.randn(4, 10, 10))
 
     def forward(self, x):
         ids, weights = top_k_gating(x @ self.router.T, GATING, self.selection_bias, path="moe.gate")
         stored = [self.up_weight, self.down_weight, self.up_bias, self.down_bias]
-        return grouped_experts([x, ids, weights, *stored], EXPERTS, LAYOUT, path="moe")
+        y = grouped_experts([x, ids, weights, *stored], EXPERTS, LAYOUT, path="moe")
+        rows, row_map, ends, experts = expert_dispatch(x, ids, DISPATCH, path="rows")
+        rows = rows * self.selection_bias[experts].unsqueeze(1)
+        rows = grouped_matmul(rows, self.weight, ends, MATMUL, self.down_bias, path="rows")
+        return y + expert_combine(rows, row_map, weights, COMBINE, path="rows")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +78,7 @@ def exported():
 
 
 def test_each_call_becomes_one_node(exported):
-    assert [node.op_type for node in moe_nodes(exported)] == ["TopKGating", "GroupedExperts"]
+    assert [node.op_type for node in moe_nodes(exported)] == list(NODES)
     assert exported.opset_imports[spec.DOMAIN] == spec.VERSION
     assert not any(function.domain == spec.DOMAIN for function in exported.functions.values())
 
@@ -82,18 +102,22 @@ def test_node_has_exactly_the_inputs_of_the_contract(exported, op_type):
 
 
 def test_node_carries_path_and_layout_until_lowering(exported):
-    gating, experts = moe_nodes(exported)
-    assert (gating.metadata_props[PATH_KEY], experts.metadata_props[PATH_KEY]) == (
-        "moe.gate",
-        "moe",
-    )
-    assert node_layout(gating) == SourceLayout()
-    assert node_layout(experts) == LAYOUT
+    found = [(node.metadata_props[PATH_KEY], node_layout(node)) for node in moe_nodes(exported)]
+    plain = SourceLayout()
+    assert found == [("moe.gate", plain), ("moe", LAYOUT), *[("rows", plain)] * 3]
 
 
 def test_number_of_tokens_stays_dynamic(exported):
     for node in moe_nodes(exported):
-        assert all(isinstance(value.shape[0], ir.SymbolicDim) for value in node.outputs)
+        for value in node.outputs:
+            is_vector_of_experts = value.shape == (4,)
+            assert is_vector_of_experts or isinstance(value.shape[0], ir.SymbolicDim)
+
+
+def test_outputs_have_the_types_of_the_contract(exported):
+    (dispatch,) = moe_nodes(exported, "ExpertDispatch")
+    kinds = [ir.DataType.FLOAT, *[ir.DataType.INT32] * 3]
+    assert [value.dtype for value in dispatch.outputs] == kinds
 
 
 def make_value(name, dtype, shape):
@@ -109,11 +133,16 @@ def make_model(attributes, **changes):
         "x": [tokens, 10],
         "expert_ids": [tokens, 2],
         "expert_weights": [tokens, 2],
+        "rows": ["rows", 10],
+        "row_map": [tokens, 2],
+        "group_ends": [4],
         **EXPERTS.weight_shapes(),
+        **MATMUL.weight_shapes(),
     }
     values = {}
     for name in attributes.input_names():
-        kind = ir.DataType.INT32 if name == "expert_ids" else ir.DataType.FLOAT
+        integer = name in ("expert_ids", "row_map", "group_ends")
+        kind = ir.DataType.INT32 if integer else ir.DataType.FLOAT
         values[name] = make_value(name, kind, shapes[name])
     values |= changes
     node = ir.node(
@@ -142,10 +171,17 @@ def test_right_node_is_accepted(attributes):
     check_model(make_model(attributes)[0])
 
 
-def test_experts_accept_int64_ids():
-    check_model(
-        make_model(EXPERTS, expert_ids=make_value("i", ir.DataType.INT64, ["tokens", 2]))[0]
-    )
+@pytest.mark.parametrize("attributes", [EXPERTS, DISPATCH])
+def test_int64_ids_are_accepted(attributes):
+    ids = make_value("i", ir.DataType.INT64, ["tokens", 2])
+    check_model(make_model(attributes, expert_ids=ids)[0])
+
+
+@pytest.mark.parametrize(("attributes", "name"), [(MATMUL, "group_ends"), (COMBINE, "row_map")])
+def test_int64_rows_are_refused(attributes, name):
+    model, node = make_model(attributes)
+    node.inputs[attributes.input_names().index(name)].type = ir.TensorType(ir.DataType.INT64)
+    assert refusal(model).startswith(f"{attributes.prefix}_inputs: {name} must be int32; found")
 
 
 @pytest.mark.parametrize("attributes", NODES.values(), ids=NODES)
@@ -177,7 +213,7 @@ def test_unknown_attribute_is_refused(attributes):
 
 @pytest.mark.parametrize("attributes", NODES.values(), ids=NODES)
 def test_attribute_of_wrong_type_is_refused(attributes):
-    name = {"TopKGating": "top_k", "GroupedExperts": "num_experts"}[attributes.op_type]
+    name = next(iter(attributes.to_onnx()))
     model, node = make_model(attributes)
     node.attributes[name] = ir.AttrFloat32(name, 2.0)
     assert refusal(model).startswith(f"{attributes.prefix}_attributes: {name} must be int")
@@ -216,6 +252,15 @@ def test_wrong_dtype_is_refused(attributes, name, dtype):
         (EXPERTS, "down_weight", [4, 6, 10], "experts_c4"),
         (EXPERTS, "up_bias", [12], "experts_c5"),
         (EXPERTS, "down_bias", [4, 12], "experts_c5"),
+        (DISPATCH, "x", ["tokens", 9], "dispatch_c1"),
+        (DISPATCH, "expert_ids", ["tokens", 2, 1], "dispatch_c2"),
+        (MATMUL, "rows", ["rows", 9], "matmul_c1"),
+        (MATMUL, "weight", [4, 9, 10], "matmul_c2"),
+        (MATMUL, "group_ends", [3], "matmul_c3"),
+        (MATMUL, "bias", [10], "matmul_c4"),
+        (COMBINE, "rows", ["rows", 9], "combine_c1"),
+        (COMBINE, "row_map", ["tokens"], "combine_c2"),
+        (COMBINE, "expert_weights", ["tokens", 3], "combine_c3"),
     ],
 )
 def test_wrong_shape_is_refused(attributes, name, shape, label):

@@ -11,7 +11,13 @@ import pytest
 
 from moe_export.errors import ContractError
 from moe_export.ops import spec
-from moe_export.ops.spec import GroupedExperts, TopKGating
+from moe_export.ops.spec import (
+    ExpertCombine,
+    ExpertDispatch,
+    GroupedExperts,
+    GroupedMatMul,
+    TopKGating,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 LABEL = r"\b(?:gating|experts|dispatch|matmul|combine)_(?:c\d+|inputs|attributes)\b"
@@ -20,6 +26,11 @@ SPEC = [ROOT / "moe_export" / "ops" / name for name in ("record.py", "spec.py", 
 SIZES = {"num_experts": 4, "hidden_size": 8, "intermediate_size": 6}
 GATING = TopKGating(top_k=2)
 EXPERTS = GroupedExperts(**SIZES)
+DISPATCH = ExpertDispatch(num_experts=4, hidden_size=8)
+MATMUL_SIZES = {"num_experts": 4, "in_features": 8, "out_features": 6}
+MATMUL = GroupedMatMul(**MATMUL_SIZES)
+COMBINE = ExpertCombine(hidden_size=8)
+EVERY_OP = (GATING, EXPERTS, DISPATCH, MATMUL, COMBINE)
 EXPERTS_SHAPES = {
     "x": (5, 8),
     "expert_ids": (5, 2),
@@ -89,6 +100,31 @@ def test_experts_values_are_refused_by_label_and_name(label, values, name):
 
 
 @pytest.mark.parametrize(
+    ("op", "label", "values", "name"),
+    [
+        (DISPATCH, "dispatch_c3", {"num_experts": 0}, "num_experts"),
+        (DISPATCH, "dispatch_c3", {"hidden_size": -1}, "hidden_size"),
+        (DISPATCH, "dispatch_c3", {"first_expert": -1}, "first_expert"),
+        (DISPATCH, "dispatch_attributes", {"hidden_size": 8.0}, "hidden_size"),
+        (MATMUL, "matmul_c5", {"num_experts": 0}, "num_experts"),
+        (MATMUL, "matmul_c5", {"in_features": 0}, "in_features"),
+        (MATMUL, "matmul_c5", {"out_features": -3}, "out_features"),
+        (MATMUL, "matmul_c6", {"block_size": 32}, "block_size"),
+        (MATMUL, "matmul_c6", {"has_zero_point": True}, "zero points"),
+        (MATMUL, "matmul_c6", {"weight_type": "int8", "block_size": -1}, "block_size"),
+        (MATMUL, "matmul_attributes", {"weight_type": "float32"}, "weight_type"),
+        (MATMUL, "matmul_attributes", {"has_bias": 1}, "has_bias"),
+        (COMBINE, "combine_c5", {"hidden_size": 0}, "hidden_size"),
+        (COMBINE, "combine_attributes", {"hidden_size": "8"}, "hidden_size"),
+    ],
+)
+def test_row_ops_values_are_refused_by_label_and_name(op, label, values, name):
+    message = refusal(type(op), **{**vars(op), **values})
+    assert message.startswith(f"{label}: ")
+    assert name in message
+
+
+@pytest.mark.parametrize(
     ("label", "values", "shapes", "name"),
     [
         ("gating_c1", {}, {"logits": (4,)}, "logits"),
@@ -144,6 +180,60 @@ def test_experts_shapes_are_refused_by_label_and_name(label, name, shape):
     assert message.startswith(f"{label}: {name} ")
 
 
+ROW_SHAPES = {
+    "ExpertDispatch": {"x": (5, 8), "expert_ids": (5, 2)},
+    "GroupedMatMul": {"rows": (9, 8), "weight": (4, 6, 8), "group_ends": (4,), "bias": (4, 6)},
+    "ExpertCombine": {"rows": (9, 8), "row_map": (5, 2), "expert_weights": (5, 2)},
+}
+
+
+@pytest.mark.parametrize(
+    ("op", "label", "name", "shape"),
+    [
+        (DISPATCH, "dispatch_c1", "x", (5, 7)),
+        (DISPATCH, "dispatch_c1", "x", (5, 8, 1)),
+        (DISPATCH, "dispatch_c2", "expert_ids", (4, 2)),
+        (DISPATCH, "dispatch_c2", "expert_ids", (5, 0)),
+        (DISPATCH, "dispatch_c2", "expert_ids", (5,)),
+        (MATMUL, "matmul_c1", "rows", (9, 6)),
+        (MATMUL, "matmul_c1", "rows", (8,)),
+        (MATMUL, "matmul_c2", "weight", (4, 8, 6)),
+        (MATMUL, "matmul_c2", "weight", (3, 6, 8)),
+        (MATMUL, "matmul_c3", "group_ends", (5,)),
+        (MATMUL, "matmul_c3", "group_ends", (4, 1)),
+        (MATMUL, "matmul_c4", "bias", (6,)),
+        (COMBINE, "combine_c1", "rows", (9, 6)),
+        (COMBINE, "combine_c2", "row_map", (10,)),
+        (COMBINE, "combine_c2", "row_map", (5, 0)),
+        (COMBINE, "combine_c3", "expert_weights", (5, 3)),
+    ],
+)
+def test_row_ops_shapes_are_refused_by_label_and_name(op, label, name, shape):
+    if op is MATMUL:
+        op = GroupedMatMul(**MATMUL_SIZES, has_bias=True)
+    shapes = ROW_SHAPES[op.op_type]
+    op.check_shapes(shapes)
+    message = refusal(op.check_shapes, {**shapes, name: shape})
+    assert message.startswith(f"{label}: {name} ")
+
+
+def test_dispatch_c4_refuses_more_rows_than_int32_counts():
+    DISPATCH.check_row_count(2**31 - 1)
+    assert refusal(DISPATCH.check_row_count, 2**31).startswith("dispatch_c4: expert_ids ")
+
+
+@pytest.mark.parametrize("ends", [[0, 2, 1, 3], [-1, 0, 0, 0], [1, 2, 3, 10]])
+def test_matmul_c7_refuses_ends_that_do_not_ascend_within_the_rows(ends):
+    MATMUL.check_group_ends([0, 2, 2, 9], 9)
+    assert refusal(MATMUL.check_group_ends, ends, 9).startswith("matmul_c7: group_ends ")
+
+
+@pytest.mark.parametrize("bounds", [(-2, 0), (0, 9), (-1, 10)])
+def test_combine_c4_refuses_rows_that_do_not_exist(bounds):
+    COMBINE.check_row_map(-1, 8, 9)
+    assert refusal(COMBINE.check_row_map, *bounds, 9).startswith("combine_c4: row_map ")
+
+
 def test_right_shapes_are_accepted():
     GroupedExperts(**SIZES, has_bias=True).check_shapes(EXPERTS_SHAPES)
     TopKGating(
@@ -168,6 +258,24 @@ def test_inputs_with_gaps_or_wrong_count_are_refused(attributes, present):
     message = refusal(spec.check_input_count, attributes, present)
     assert message.startswith(f"{attributes.prefix}_inputs: ")
     assert ", ".join(attributes.input_names()) in message
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ({}, ()),
+        ({"has_bias": True}, ("bias",)),
+        ({"weight_type": "int8"}, ("scale",)),
+        (
+            {"weight_type": "int4", "has_zero_point": True, "has_bias": True},
+            ("bias", "scale", "zero"),
+        ),
+    ],
+)
+def test_attributes_decide_the_optional_inputs_of_a_product(values, names):
+    attributes = GroupedMatMul(**MATMUL_SIZES, **values)
+    assert attributes.input_names() == ("rows", "weight", "group_ends", *names)
+    assert attributes.parameter_names() == ("weight", *names)
 
 
 @pytest.mark.parametrize(
@@ -222,6 +330,17 @@ def test_attributes_decide_the_optional_inputs(values, names):
             weight_layout="cpu_v1",
         ),
         GroupedExperts(**SIZES, gated=False, activation="relu2"),
+        ExpertDispatch(num_experts=4, hidden_size=8, first_expert=16),
+        MATMUL,
+        GroupedMatMul(
+            **MATMUL_SIZES,
+            has_bias=True,
+            weight_type="fp8",
+            block_size=128,
+            has_zero_point=True,
+            weight_layout="cuda_v1",
+        ),
+        COMBINE,
     ],
 )
 def test_onnx_attributes_round_trip(attributes):
@@ -231,7 +350,7 @@ def test_onnx_attributes_round_trip(attributes):
 
 
 @pytest.mark.parametrize(
-    ("attributes", "name"), [(op, name) for op in (GATING, EXPERTS) for name in op.to_onnx()]
+    ("attributes", "name"), [(op, name) for op in EVERY_OP for name in op.to_onnx()]
 )
 def test_each_missing_attribute_is_named(attributes, name):
     written = attributes.to_onnx()
@@ -241,7 +360,7 @@ def test_each_missing_attribute_is_named(attributes, name):
     assert message.endswith(f"needs attribute {name}")
 
 
-@pytest.mark.parametrize("attributes", [GATING, EXPERTS])
+@pytest.mark.parametrize("attributes", EVERY_OP)
 @pytest.mark.parametrize("name", ["swiglu_limit", "Top_k", ""])
 def test_unknown_attribute_is_named(attributes, name):
     message = refusal(type(attributes).from_onnx, {**attributes.to_onnx(), name: 1})

@@ -55,6 +55,9 @@ def nodes(bundle):
     return found
 
 
-def expert_nodes(bundle):
-    """The nodes of this package's domain that are not mere routers."""
-    return [n for n in nodes(bundle) if n.domain == "moe_export" and "Gating" not in n.op_type]
+def check_layers(bundle, layer):
+    """Every MoE layer is listed, and has at least one node of this package beside its router."""
+    found = [n for n in nodes(bundle) if n.domain == "moe_export" and "Gating" not in n.op_type]
+    assert len(found) >= layer.moe_layers, f"{len(found)} nodes for {layer.moe_layers} layers"
+    listed = len(bundle.manifest.layers)
+    assert listed >= layer.moe_layers, f"{listed} layers listed, {layer.moe_layers} in the model"

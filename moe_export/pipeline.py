@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from moe_export.capture.stage import capture
 from moe_export.errors import ParityError
 from moe_export.lower.stage import lower
+from moe_export.optimize.stage import optimize
 from moe_export.pack.model_file import PackedModel, pack
 from moe_export.package import write
 from moe_export.package.bundle import Bundle
@@ -84,7 +85,9 @@ def build_loaded(loaded: LoadedModel, plan: BuildPlan, progress: Progress) -> Bu
     progress.stage("capture")
     captured = capture(loaded, blocks, plan, progress)
     progress.stage("lower")
-    lowered = lower(captured, plan)
+    lowered = lower(captured)
+    progress.stage("optimize")
+    lowered = optimize(lowered, plan, progress)
     with write.staged(plan.output, overwrite=plan.overwrite) as folder:
         progress.stage("pack")
         packed = pack(lowered, folder)
@@ -120,7 +123,7 @@ def _package(
         source={"name": loaded.source, "kind": loaded.kind, **loaded.description},
         inputs=runner.inputs,
         outputs=runner.outputs,
-        layers=[layer.block.describe() for layer in packed.lowered.layers],
+        layers=[layer.describe() for layer in packed.lowered.layers],
         parity=report.summary() if report else {"status": "skipped"},
         batch_coupled=report.batch_coupled if report else None,
         remarks=list(progress.remarks),

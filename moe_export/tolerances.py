@@ -18,8 +18,24 @@ LAYER_TOLERANCE = 1e-5
 # Expert weights recovered by least squares from float32 outputs: the fit costs two more digits.
 GATING_TOLERANCE = 1e-4
 
+# A fused router's weight against that of the operators it replaces, relative to that weight: an
+# exponential, a sum and a division in another order, each a few units in the last place.
+ROUTER_TOLERANCE = 3e-6
+
+# How much more a fused router's weight may differ where logits are far from zero: an exponent of
+# 100 alone carries an error of 4e-6, and spellings round it more than once. A rule that differs,
+# as by an epsilon, differs by percents there.
+ROUTER_EXTREME_FACTOR = 30.0
+
+# Scores of a router nearer than this, relative to themselves, are equal but for rounding.
+ROUTER_TIE_TOLERANCE = 2e-6
+
 # What may be left of a layer's output when its experts are explained by that fit.
 RESIDUAL_TOLERANCE = 1e-4
+
+# What eager made of a layer's experts against their weighted sum in float64: the same sums as one
+# layer's, and on one direction, where they may nearly cancel.
+MATCH_TOLERANCE = 2e-5
 
 # Expert weights of one token in the whole model: a softmax of logits that already differ by the
 # error of the layers before.

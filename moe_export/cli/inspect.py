@@ -35,7 +35,8 @@ def inspect(
     """Show the MoE layers of a model, or what a bundle holds.
 
     SOURCE is a bundle, or anything that build takes. A model is run in eager on example inputs and
-    its MoE layers are recognized and proved; nothing is written.
+    its MoE layers are recognized and proved; nothing is written. What their routers are
+    is found in the exported graph: a bundle shows it.
     """
     if (Path(source) / MANIFEST_NAME).is_file():
         _show_bundle(Path(source), output)
@@ -58,7 +59,7 @@ def inspect(
         progress.stage("load")
         loaded = load_source(source, plan)
         progress.stage("recognize")
-        layers = [block.describe() for block in recognize(loaded, progress)]
+        layers = [{**block.describe(), "router": "-"} for block in recognize(loaded, progress)]
     output.emit({"source": source, "layers": layers}, lambda: draw_layers(stdout(), layers))
 
 

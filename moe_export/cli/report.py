@@ -16,14 +16,28 @@ def draw_layers(console: Console, layers: list[dict[str, Any]]) -> None:
     rows = []
     for layer in layers:
         experts = layer["experts"]
-        top_k = layer["gating"]["top_k"] if layer["gating"] else "-"
+        router = layer.get("routing", "-") if layer.get("gating") else layer.get("router", "-")
         size = f"{experts['hidden_size']}x{experts['intermediate_size']}"
         form = f"{experts['activation']}{', gated' if experts['gated'] else ''}"
         rows.append(
-            (shorten_path(layer["path"]), layer["kind"], experts["num_experts"], top_k, size, form)
+            (shorten_path(layer["path"]), layer["kind"], experts["num_experts"], size, form, router)
         )
-    columns = ("MoE layer", "found as", "experts", "top k", "H x I", "expert")
+    columns = ("MoE layer", "found as", "experts", "H x I", "expert", "router")
     console.print(make_table("", columns, rows))
+    draw_unfused_routers(console, layers)
+
+
+def draw_unfused_routers(console: Console, layers: list[dict[str, Any]]) -> None:
+    """Why routers stay standard operators: one line per reason, with the layers it holds for."""
+    paths: dict[str, list[str]] = {}
+    for layer in layers:
+        if not layer.get("gating") and layer.get("routing"):
+            paths.setdefault(layer["routing"], []).append(layer["path"] or "<root>")
+    for reason, where in paths.items():
+        more = f" and {len(where) - 1} more" if len(where) > 1 else ""
+        console.print(
+            f"router of {where[0]}{more} stays standard operators: {reason}", soft_wrap=True
+        )
 
 
 def draw_parity(console: Console, parity: Mapping[str, Any]) -> None:

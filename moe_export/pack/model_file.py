@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from moe_export.errors import MoeExportError
-from moe_export.lower.stage import LoweredModel
+from moe_export.lower.stage import LoweredLayer, LoweredModel
 
 MODEL_NAME = "model.onnx"
 DATA_NAME = "model.onnx.data"
@@ -84,24 +84,26 @@ def _as_output(model: ir.Model, value: ir.Value) -> ir.Value:
     return node.outputs[0]
 
 
-def write_experts(packed: PackedModel, node_name: str, name: str) -> Path:
-    """Write a model of one expert node alone, its routing an input; weights are shared.
+def write_experts(packed: PackedModel, layer: LoweredLayer, name: str) -> Path:
+    """Write a model of one layer's experts alone, its routing an input; weights are shared.
 
     Args:
         packed: The written model.
-        node_name: The ``GroupedExperts`` node.
+        layer: The layer: all nodes between its routing and its result are written.
         name: File name, beside the model.
     """
     model = ir.load(packed.path)
-    node = next(n for n in model.graph if n.name == node_name)
-    ends = [v for v in node.inputs[:3] if v is not None]
-    graph = ir.convenience.extract(model.graph, ends, list(node.outputs))
-    for value, new_name in zip(graph.inputs, ("x", "expert_ids", "expert_weights"), strict=True):
+    ends = {"x": layer.x, "expert_ids": layer.expert_ids, "expert_weights": layer.expert_weights}
+    graph = ir.convenience.extract(model.graph, list(ends.values()), [layer.y])
+    for value, new_name in zip(graph.inputs, ends, strict=True):
         value.name = new_name
         if value.shape is not None:
             width = value.shape[1] if new_name == "x" else "K"
             value.shape = ir.Shape(["T", width])
     graph.outputs[0].name, graph.outputs[0].shape = "y", None
+    for node in graph:
+        for value in node.outputs:
+            value.shape = None  # the whole model's sizes
     functions = list(model.functions.values())
     ir.save(ir.Model(graph, ir_version=model.ir_version, functions=functions), packed.folder / name)
     return packed.folder / name

@@ -42,7 +42,7 @@ def compare_experts_alone(
     """
     if layer.block.eager_experts is None:
         return None
-    path = write_experts(packed, layer.node, "experts.onnx")
+    path = write_experts(packed, layer, "experts.onnx")
     try:
         runner = OnnxRuntimeRunner(path, library)
     finally:

@@ -87,8 +87,8 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_wrong_export_fails_and_names_the_layer(fault, monkeypatch, tmp_path):
-    def faulty(captured, plan):
-        lowered = lower(captured, plan)
+    def faulty(captured):
+        lowered = lower(captured)
         fault(lowered.model)
         return lowered
 

@@ -1,0 +1,1 @@
+"""Stage 5: rewrite the graph where its behaviour proves that a rewrite is right."""

@@ -1,0 +1,116 @@
+"""What a router was seen to do: ids and weights per row, and which rows say something."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from moe_export.optimize.probes import Probes
+from moe_export.optimize.slice_run import SliceRun
+from moe_export.runners.arrays import Array
+from moe_export.tolerances import ROUTER_TIE_TOLERANCE
+
+_SELECTORS = ("TopK", "ArgMax", "ArgMin", "ReduceMax")
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A router's results on probes.
+
+    Attributes:
+        logits: ``[T, E]``.
+        ids: ``[T, K]`` int64.
+        weights: ``[T, K]`` float32.
+        ordinary: ``[T]``, rows of the size that logits have in models.
+        tied: ``[T]``, rows on which the router itself chose between scores equal but for rounding.
+        judged: ``[T]``, all ordinary rows, and the others where nothing inside overflowed.
+    """
+
+    logits: Array
+    ids: Array
+    weights: Array
+    ordinary: Array
+    tied: Array
+    judged: Array
+
+    def rows(self, index: Array) -> Observation:
+        """The rows at ``index``."""
+        return Observation(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+
+def observe(
+    graph: ir.Graph, run: SliceRun, probes: Probes, ids: str, weights: str, top_k: int
+) -> Observation:
+    """Read one pair of values of a run.
+
+    Args:
+        graph: The cut that ran.
+        run: The run, on ``probes``.
+        probes: Its logits.
+        ids: Name of a value of ``T * K`` integers.
+        weights: Name of a value of ``T * K`` floats.
+        top_k: K.
+    """
+    shape = (len(run.logits), top_k)
+    found = np.asarray(run.values[weights], np.float32).reshape(shape)
+    overflows = _overflowing_rows(run, probes.ordinary) | np.isnan(found).any(axis=1)
+    return Observation(
+        logits=run.logits,
+        ids=np.asarray(run.values[ids], np.int64).reshape(shape),
+        weights=found,
+        ordinary=probes.ordinary,
+        tied=_tied_rows(graph, run, top_k),
+        judged=probes.ordinary | ~overflows,
+    )
+
+
+def _overflowing_rows(run: SliceRun, ordinary: Array) -> Array:
+    """Rows with a NaN or +infinity in a value that never has one on ordinary rows."""
+    tokens = len(run.logits)
+    found = np.zeros(tokens, bool)
+    for value in run.values.values():
+        if value.dtype.kind == "f" and value.size and value.size % tokens == 0:
+            rows = value.reshape(tokens, -1)
+            bad: Array = (np.isnan(rows) | np.isposinf(rows)).max(axis=1)
+            if not bad[ordinary].any():
+                found |= bad
+    return found
+
+
+def _tied_rows(graph: ir.Graph, run: SliceRun, top_k: int) -> Array:
+    """Rows on which some selection inside has its last kept score next to one left out."""
+    tokens = len(run.logits)
+    tied = np.zeros(tokens, bool)
+    for scores, kept in _selections(graph, run, top_k):
+        if scores.size % tokens or scores.size == 0:
+            continue
+        best = -np.sort(-scores.reshape(tokens, -1, scores.shape[-1]).astype(np.float64), axis=2)
+        last, first_out = best[:, :, kept - 1], best[:, :, kept]
+        with np.errstate(invalid="ignore"):
+            size = np.maximum(np.abs(last), np.abs(first_out))
+            near = (last == first_out) | (last - first_out <= ROUTER_TIE_TOLERANCE * size)
+        tied |= near.any(axis=1)
+    return tied
+
+
+def _selections(graph: ir.Graph, run: SliceRun, top_k: int) -> Iterator[tuple[Array, int]]:
+    """Scores that nodes select from along their last axis, turned so that the largest win."""
+    known = {**run.values, str(graph.inputs[0].name): run.logits}
+    for node in graph:
+        if node.op_type not in _SELECTORS or node.inputs[0] is None:
+            continue
+        scores = known.get(str(node.inputs[0].name))
+        attributes = {name: a.value for name, a in node.attributes.items()}
+        last = (-1, *(() if scores is None else (scores.ndim - 1,)))
+        if scores is None or attributes.get("axis", -1) not in last:
+            continue
+        smallest = node.op_type == "ArgMin" or attributes.get("largest") == 0
+        kept = 1
+        if node.op_type == "TopK":
+            kept = next(known[v.name].shape[-1] for v in node.outputs if v.name in known)
+            kept = top_k if kept == scores.shape[-1] else kept  # a whole sort
+        if kept < scores.shape[-1]:
+            yield (-scores if smallest else scores), kept

@@ -1,0 +1,69 @@
+"""Logits that tell one router from another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moe_export.runners.arrays import Array
+
+_FEW = 12
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Rows ``[T, E]``, T a multiple of 12.
+
+    Attributes:
+        logits: The rows.
+        ordinary: ``[T]``, whether a row is of the size that logits have in models; on the others
+            a router may overflow, and rounding costs more.
+    """
+
+    logits: Array
+    ordinary: Array
+
+
+def draw_probes(num_experts: int, seed: int) -> Probes:
+    """Rows for every regime in which routers differ.
+
+    Ordinary rows: around zero, flat, peaked, shifted, slanted across the experts so that some
+    groups stand out, and so flat that a small bias decides. Others: sums of sigmoids down to every
+    size that an epsilon has; saturated and one-hot rows; exact ties; tiny positive numbers; some
+    experts at minus infinity.
+    """
+    random = np.random.default_rng(seed)
+
+    def rows(count: int, scale: float, offset: float = 0.0) -> Array:
+        return random.standard_normal((count, num_experts)) * scale + offset
+
+    slant = np.linspace(-1.5, 1.5, num_experts)
+    ordinary = [rows(2 * _FEW, 1.0), rows(_FEW, 0.3), rows(_FEW, 3.0), rows(_FEW, 0.02)]
+    ordinary += [rows(_FEW, 1.0, 2.5), rows(_FEW, 1.0, -2.5), rows(_FEW, 1.5, -6.0)]
+    ordinary += [rows(_FEW // 2, 0.5) + sign * slant for sign in (1, -1)]
+    ordinary += [rows(_FEW, 1e-3), random.random((_FEW, num_experts))]
+    others = [rows(3, 1.0, offset) for offset in range(-10, -84, -4)]
+    others += [rows(4, 1.0, offset) for offset in (10, 18, 30, 60)]
+    others += [rows(_FEW, 12.0), rows(6, 50.0), rows(2, 3e4), rows(4, 1e-5)]
+    others += [random.random((1, num_experts)) * 10.0**-power for power in range(2, 36, 2)]
+    others += [np.round(rows(_FEW, 1.0) * 2) / 2, np.zeros((2, num_experts))]
+    hidden = rows(4, 1.0)
+    hidden[:, random.permutation(num_experts)[: num_experts // 3]] = -np.inf
+    others.append(hidden)
+    drawn = np.concatenate([*ordinary, *others])
+    count = sum(map(len, ordinary))
+    extra = rows(-len(drawn) % _FEW, 1.0)
+    logits = np.concatenate([drawn, extra]).astype(np.float32)
+    is_ordinary = np.zeros(len(logits), bool)
+    is_ordinary[:count] = True
+    order = random.permutation(len(logits))
+    return Probes(logits[order], is_ordinary[order])
+
+
+def draw_crowd(num_experts: int, seed: int, count: int = 768) -> Array:
+    """Rows ``[count, E]`` that mostly prefer the same experts."""
+    random = np.random.default_rng(seed)
+    liked = random.standard_normal(num_experts) * 2
+    drawn = liked + 0.3 * random.standard_normal((count, num_experts))
+    return np.asarray(drawn, np.float32)

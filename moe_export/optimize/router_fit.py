@@ -1,0 +1,190 @@
+"""Find the ``TopKGating`` that does what a router does, from what it was seen to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+
+from moe_export.errors import ContractError
+from moe_export.ops.spec import (
+    EpsilonMode,
+    ExcludedScore,
+    GroupScore,
+    ScoreFunction,
+    TopKGating,
+    WeightFunction,
+)
+from moe_export.optimize.gating_batch import choose, scores, weigh
+from moe_export.optimize.hypothesis_error import HypothesisError, judge, same_experts
+from moe_export.optimize.observation import Observation
+from moe_export.runners.arrays import Array
+from moe_export.tolerances import ROUTER_TOLERANCE
+
+# Rows that most wrong choices fail on.
+_FEW = 16
+# Identity first: where a softmax or a sigmoid serves the choice alone, it only adds ties.
+_SCORES: tuple[ScoreFunction, ...] = ("identity", "softmax", "sigmoid", "sqrt_softplus")
+
+
+@dataclass(frozen=True)
+class RouterFit:
+    """A hypothesis and how near it comes.
+
+    Attributes:
+        attributes: Of the op.
+        bias: Name of the selection bias among the router's values.
+        error: Against the router on every probe.
+    """
+
+    attributes: TopKGating
+    bias: str | None
+    error: HypothesisError
+
+    @property
+    def holds(self) -> bool:
+        """Whether the router is explained."""
+        return self.error.is_within(ROUTER_TOLERANCE)
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What a router has to make its rule of.
+
+    Attributes:
+        num_experts: E.
+        top_k: K.
+        biases: Vectors ``[E]`` that do not depend on the logits, by name.
+        scalars: Its numbers.
+        counts: How many its top-k nodes keep.
+    """
+
+    num_experts: int
+    top_k: int
+    biases: Mapping[str, Array]
+    scalars: frozenset[float]
+    counts: frozenset[int]
+
+
+def fit_router(
+    seen: Observation, parts: Ingredients, known: Sequence[TopKGating] = ()
+) -> RouterFit | None:
+    """Try every hypothesis that the router's ingredients allow.
+
+    Args:
+        seen: What the router did.
+        parts: Its ingredients.
+        known: Attributes found for other layers, which mostly hold here too.
+
+    Returns:
+        The nearest hypothesis, whether it holds or not; None where none chooses nearly alike.
+    """
+    for attributes in known:
+        for bias in _bias_names(attributes, parts):
+            fit = _judge(seen, parts, attributes, bias)
+            if attributes.top_k == parts.top_k and fit.holds and fit.error.other_choices == 0:
+                return fit
+    found: RouterFit | None = None
+    for choice, bias in _choices(seen, parts):
+        for attributes in _weightings(choice, seen, parts):
+            fit = _judge(seen, parts, attributes, bias)
+            if found is None or fit.error < found.error:
+                found = fit
+    return found
+
+
+def _judge(
+    seen: Observation, parts: Ingredients, attributes: TopKGating, bias: str | None
+) -> RouterFit:
+    vector = parts.biases[bias] if bias is not None else None
+    return RouterFit(attributes, bias, judge(seen, attributes, vector))
+
+
+def _bias_names(attributes: TopKGating, parts: Ingredients) -> Sequence[str | None]:
+    if attributes.has_selection_bias != bool(parts.biases):
+        return ()
+    return list(parts.biases) or [None]
+
+
+def _choices(seen: Observation, parts: Ingredients) -> Iterator[tuple[TopKGating, str | None]]:
+    """Hypotheses about which experts are chosen that most rows agree with.
+
+    A stored bias comes first: one that is too small to show is still the router's.
+    """
+    rows = np.flatnonzero(seen.ordinary & ~seen.tied)
+    few, many = seen.rows(rows[:_FEW]), seen.rows(rows)
+    for score, bias in itertools.product(_SCORES, [*parts.biases, None]):
+        plain = TopKGating(
+            top_k=parts.top_k, score_function=score, has_selection_bias=bias is not None
+        )
+        vector = parts.biases[bias] if bias is not None else None
+        for choice in (plain, *_groupings(plain, parts)):
+            if _agreement(few, choice, vector) > 0.8 and _agreement(many, choice, vector) > 0.9:
+                yield choice, bias
+
+
+def _agreement(seen: Observation, choice: TopKGating, bias: Array | None) -> float:
+    found = choose(scores(choice.score_function, seen.logits), choice, bias)
+    return float(same_experts(found, seen.ids).mean()) if len(found) else 0.0
+
+
+def _groupings(plain: TopKGating, parts: Ingredients) -> Iterator[TopKGating]:
+    """Group rules, with as many kept groups as some top-k node of the router keeps."""
+    divisors = [g for g in range(2, parts.num_experts) if parts.num_experts % g == 0]
+    kept = sorted(parts.counts | {1})
+    rules = itertools.product(divisors, kept, get_args(GroupScore), get_args(ExcludedScore))
+    shapes = {"logits": (1, parts.num_experts), "selection_bias": (parts.num_experts,)}
+    for groups, top_groups, group_score, excluded in rules:
+        if top_groups >= groups:
+            continue
+        try:
+            hypothesis = dataclasses.replace(
+                plain,
+                num_groups=groups,
+                top_groups=top_groups,
+                group_score=group_score,
+                excluded_score=excluded,
+            )
+            hypothesis.check_shapes(shapes)
+        except ContractError:
+            continue
+        yield hypothesis
+
+
+def _weightings(choice: TopKGating, seen: Observation, parts: Ingredients) -> Iterator[TopKGating]:
+    """Hypotheses about the weights, the epsilon one of the router's numbers."""
+    functions: tuple[WeightFunction, ...] = get_args(WeightFunction)
+    modes: tuple[EpsilonMode, ...] = get_args(EpsilonMode)
+    epsilons = sorted(s for s in parts.scalars if 0 < s < 0.5)
+    guards = [(False, 0.0, modes[0]), (True, 0.0, modes[0])]
+    guards += [(True, e, mode) for e in epsilons for mode in modes]
+    valid = (seen.ids >= 0) & (seen.ids < parts.num_experts)
+    few = seen.rows(np.flatnonzero(seen.ordinary & valid.all(axis=1)))
+    for function, (renormalize, epsilon, mode) in itertools.product(functions, guards):
+        attributes = dataclasses.replace(
+            choice,
+            weight_function=function,
+            renormalize=renormalize,
+            epsilon=epsilon,
+            epsilon_mode=mode,
+        )
+        scale = _scale(attributes, few, parts.scalars)
+        yield dataclasses.replace(attributes, scale=scale)
+
+
+def _scale(attributes: TopKGating, seen: Observation, scalars: frozenset[float]) -> float:
+    """The factor between the router's weights and the hypothesis': if possible a stored number."""
+    score = scores(attributes.score_function, seen.logits)
+    unscaled = weigh(seen.logits, score, seen.ids, attributes)
+    with np.errstate(all="ignore"):
+        ratios = seen.weights.astype(np.float64) / unscaled
+    ratios = ratios[np.isfinite(ratios) & (np.abs(unscaled) > 1e-6)]
+    ratio = float(np.median(ratios)) if ratios.size else 1.0
+    stored = [1.0, *sorted(scalars), *(1 / s for s in sorted(scalars) if s)]
+    near = [s for s in stored if abs(s - ratio) <= ROUTER_TOLERANCE * abs(ratio)]
+    chosen = min(near, key=lambda s: abs(s - ratio), default=ratio)
+    return chosen if np.isfinite(np.float32(chosen)) else 1.0

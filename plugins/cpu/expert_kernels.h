@@ -34,11 +34,11 @@ struct ExpertKernels {
   void (*project_up)(const GroupedExpertsAttributes& attributes, const LinearRows& gate,
                      const LinearRows& up, const float* tokens, int64_t num_tokens, float* hidden);
 
-  /// down · h + bias for some rows of one expert.
-  /// @param hidden packed [num_tokens, down.width].
-  /// @param out    [num_tokens, down.rows], rows `out_stride` floats apart.
-  void (*project_down)(const LinearRows& down, const float* hidden, int64_t num_tokens, float* out,
-                       int64_t out_stride);
+  /// linear · token + bias for some rows of one expert.
+  /// @param tokens packed [num_tokens, linear.width].
+  /// @param out    [num_tokens, linear.rows], rows `out_stride` floats apart.
+  void (*project)(const LinearRows& linear, const float* tokens, int64_t num_tokens, float* out,
+                  int64_t out_stride);
 
   /// y = Σ_k weights[k] · slots[k], in order of k; a null slot adds nothing.
   /// @param slots [top_k] pointers to [width].

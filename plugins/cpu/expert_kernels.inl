@@ -179,13 +179,12 @@ void project_up_tile(const GroupedExpertsAttributes& attributes, const LinearRow
 }
 
 template <int M>
-void project_down_tile(const LinearRows& down, const float* hidden, float* out,
-                       int64_t out_stride) {
-  for (int64_t first = 0; first < down.rows; first += kChunk) {
+void project_tile(const LinearRows& linear, const float* tokens, float* out, int64_t out_stride) {
+  for (int64_t first = 0; first < linear.rows; first += kChunk) {
     float result[M * kChunk];
-    multiply_rows<M>(down, first, hidden, result);
+    multiply_rows<M>(linear, first, tokens, result);
     for (int m = 0; m < M; ++m) {
-      for (int64_t c = 0; c < kChunk && first + c < down.rows; ++c) {
+      for (int64_t c = 0; c < kChunk && first + c < linear.rows; ++c) {
         out[m * out_stride + first + c] = result[m * kChunk + c];
       }
     }
@@ -200,10 +199,10 @@ void project_up(const GroupedExpertsAttributes& attributes, const LinearRows& ga
 }
 
 template <int M = kMaxTile>
-void project_down(const LinearRows& down, const float* hidden, int64_t num_tokens, float* out,
-                  int64_t out_stride) {
-  if (num_tokens == M) return project_down_tile<M>(down, hidden, out, out_stride);
-  if constexpr (M > 1) project_down<M - 1>(down, hidden, num_tokens, out, out_stride);
+void project(const LinearRows& linear, const float* tokens, int64_t num_tokens, float* out,
+             int64_t out_stride) {
+  if (num_tokens == M) return project_tile<M>(linear, tokens, out, out_stride);
+  if constexpr (M > 1) project<M - 1>(linear, tokens, num_tokens, out, out_stride);
 }
 
 void combine(const float* const* slots, const float* weights, int64_t top_k, int64_t width,
@@ -219,7 +218,7 @@ void combine(const float* const* slots, const float* weights, int64_t top_k, int
   }
 }
 
-constexpr ExpertKernels kKernels = {kMaxTile, project_up<>, project_down<>, combine};
+constexpr ExpertKernels kKernels = {kMaxTile, project_up<>, project<>, combine};
 
 }  // namespace
 }  // namespace moe_export::cpu

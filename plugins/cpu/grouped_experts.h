@@ -15,7 +15,6 @@ struct GroupedExpertsTensors {
   int64_t num_tokens;
   int64_t top_k;
   const float* x;               ///< [T, H]
-  ExpertIds expert_ids;         ///< [T, K]
   const float* expert_weights;  ///< [T, K]
   const float* up_weight;       ///< [E, 2·I, H], gate rows first ([E, I, H] ungated)
   const float* down_weight;     ///< [E, H, I]
@@ -24,17 +23,29 @@ struct GroupedExpertsTensors {
   float* y;                     ///< [T, H]
 };
 
-inline constexpr size_t kWorkspaceAlignment = 64;
+/// The rows that a call's ids make, and their tiles for `isa`.
+struct GroupedExpertsPlan {
+  SortedPairs sorted;
+  RowTiles tiles;
+  Isa isa;
+};
 
-/// Bytes of scratch that a call with `num_pairs` = T · K needs.
+/// Plans a call.
+/// @param ids [T, K], `num_pairs` = T · K of them; those out of range cost neither work nor
+/// scratch.
+GroupedExpertsPlan plan_grouped_experts(const GroupedExpertsAttributes& attributes,
+                                        const ExpertIds& ids, int64_t num_pairs, Isa isa);
+
+/// Bytes of scratch that a call needs.
 size_t grouped_experts_workspace_bytes(const GroupedExpertsAttributes& attributes,
-                                       int64_t num_pairs);
+                                       const GroupedExpertsPlan& plan);
 
 /// Computes `GroupedExperts` in float32. The bits of a token's row of `y` depend on that token, its
-/// ids and weights, and on `isa`; not on the pool nor on the other tokens.
+/// ids and weights, and on the plan's `isa`; not on the pool nor on the other tokens.
+/// @param plan      of the ids that belong to `tensors`.
 /// @param workspace `grouped_experts_workspace_bytes` bytes, aligned to `kWorkspaceAlignment`.
 void grouped_experts(const GroupedExpertsAttributes& attributes,
-                     const GroupedExpertsTensors& tensors, Isa isa, void* workspace,
-                     ThreadPool& pool);
+                     const GroupedExpertsTensors& tensors, const GroupedExpertsPlan& plan,
+                     void* workspace, ThreadPool& pool);
 
 }  // namespace moe_export::cpu

@@ -1,4 +1,5 @@
 #pragma once
+#include <cstddef>
 
 namespace moe_export::cpu {
 
@@ -8,5 +9,8 @@ enum class Isa { kBaseline, kAvx2, kAvx512 };
 /// The instruction set to run: the CPU's best, or less if `MOE_EXPORT_ISA` asks for less.
 /// @throws std::invalid_argument `MOE_EXPORT_ISA` is none of baseline, avx2, avx512.
 Isa choose_isa();
+
+/// Bytes that the kernels' scratch is aligned to: a cache line, and the widest vector.
+inline constexpr size_t kWorkspaceAlignment = 64;
 
 }  // namespace moe_export::cpu

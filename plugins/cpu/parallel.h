@@ -1,5 +1,7 @@
 #pragma once
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <type_traits>
 
 namespace moe_export::cpu {
@@ -30,6 +32,16 @@ void parallel_for(ThreadPool& pool, size_t num_tasks, Task&& task) {
   pool.run(
       num_tasks, [](void* context, size_t index) { (*static_cast<Callable*>(context))(index); },
       &task);
+}
+
+/// Calls `task(first, last)` on `pool` for chunks that cover [0, count).
+/// @param chunk most indices in one of them, at least 1.
+template <class Task>
+void parallel_chunks(ThreadPool& pool, int64_t count, int64_t chunk, Task&& task) {
+  parallel_for(pool, (count + chunk - 1) / chunk, [&](size_t i) {
+    const int64_t first = static_cast<int64_t>(i) * chunk;
+    task(first, std::min(first + chunk, count));
+  });
 }
 
 }  // namespace moe_export::cpu

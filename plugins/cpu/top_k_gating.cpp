@@ -139,11 +139,8 @@ class Router {
 void top_k_gating(const TopKGatingAttributes& attributes, const TopKGatingTensors& tensors,
                   ThreadPool& pool) {
   const int64_t chunk = std::max<int64_t>(1, kTaskLogits / tensors.num_experts);
-  const int64_t num_chunks = (tensors.num_tokens + chunk - 1) / chunk;
-  parallel_for(pool, num_chunks, [&](size_t i) {
+  parallel_chunks(pool, tensors.num_tokens, chunk, [&](int64_t first, int64_t last) {
     Router router(attributes, tensors);
-    const int64_t first = static_cast<int64_t>(i) * chunk;
-    const int64_t last = std::min(first + chunk, tensors.num_tokens);
     for (int64_t token = first; token < last; ++token) router.route(token);
   });
 }

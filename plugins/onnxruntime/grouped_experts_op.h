@@ -1,10 +1,6 @@
 #pragma once
-#include <string>
-#include <vector>
-
 #include "errors.h"
 #include "isa.h"
-#include "kernel_io.h"
 #include "spec/contract.h"
 
 namespace moe_export::ort {
@@ -29,8 +25,6 @@ class GroupedExpertsKernel {
 
  private:
   void check_attributes() const;
-  TensorView constant_input(const KernelIo& io, size_t index, const std::string& label,
-                            const std::string& name, const Shape& expected) const;
 
   const OrtApi* api_;
   cpu::Isa isa_;

@@ -52,6 +52,15 @@ TensorView KernelIo::input(size_t index, const std::string& label, const std::st
   return view;
 }
 
+TensorView KernelIo::floats(size_t index, const std::string& inputs, const std::string& label,
+                            const std::string& name, const Shape& expected) const {
+  const TensorView view = input(index, inputs, name, {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT});
+  require(view.shape == expected, label, [&] {
+    return name + " must be " + to_string(expected) + "; found " + to_string(view.shape);
+  });
+  return view;
+}
+
 void* KernelIo::allocate_output(size_t index, const Shape& shape) const {
   OrtValue* value = nullptr;
   check(api_, KernelContext_GetOutput(api_, context_, index, shape.data(), shape.size(), &value));

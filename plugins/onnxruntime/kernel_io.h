@@ -21,6 +21,7 @@ struct TensorView {
   Shape shape;
 
   const float* floats() const { return static_cast<const float*>(data); }
+  const int32_t* int32s() const { return static_cast<const int32_t*>(data); }
 };
 
 /// Inputs and outputs of one call of a kernel, with messages in the contract's terms.
@@ -33,6 +34,13 @@ class KernelIo {
   /// @throws ContractError the input is left out, or has another type.
   TensorView input(size_t index, const std::string& label, const std::string& name,
                    const std::vector<ONNXTensorElementDataType>& types_allowed) const;
+
+  /// Input `index`, which must be float32 of the shape `expected`.
+  /// @param inputs the label of a wrong type.
+  /// @param label  the label of a wrong shape.
+  /// @throws ContractError the input is left out, or has another type or shape.
+  TensorView floats(size_t index, const std::string& inputs, const std::string& label,
+                    const std::string& name, const Shape& expected) const;
 
   /// Data of output `index`, allocated with `shape`.
   template <class T>

@@ -5,27 +5,30 @@
 
 namespace moe_export::ort {
 
-Dimension inferred_tokens(const OrtApi* api, const OrtShapeInferContext* context) {
+Dimension new_dimension() {
   // Equal names mean equal sizes to the runtime, which reuses buffers by them: so never one twice.
   static std::atomic<int64_t> num_names{0};
-  const Dimension unknown = {-1, "moe_export_tokens_" + std::to_string(++num_names)};
+  return {-1, "moe_export_size_" + std::to_string(++num_names)};
+}
 
+Dimension inferred_dimension(const OrtApi* api, const OrtShapeInferContext* context, size_t input,
+                             size_t axis) {
   size_t num_inputs = 0;
   check(api, ShapeInferContext_GetInputCount(api, context, &num_inputs));
-  if (num_inputs == 0) return unknown;
+  if (num_inputs <= input) return new_dimension();
   OrtTensorTypeAndShapeInfo* info = nullptr;  // the context owns it
-  check(api, ShapeInferContext_GetInputTypeShape(api, context, 0, &info));
+  check(api, ShapeInferContext_GetInputTypeShape(api, context, input, &info));
   size_t rank = 0;
   if (info != nullptr) check(api, GetDimensionsCount(api, info, &rank));
   constexpr size_t kMatrix = 2;
-  if (rank != kMatrix) return unknown;
+  if (rank != kMatrix) return new_dimension();
   int64_t sizes[kMatrix] = {};
   const char* names[kMatrix] = {};
   check(api, GetDimensions(api, info, sizes, kMatrix));
   check(api, GetSymbolicDimensions(api, info, names, kMatrix));
-  if (sizes[0] >= 0) return {sizes[0], ""};
-  const bool named = names[0] != nullptr && *names[0] != '\0';
-  return named ? Dimension{-1, names[0]} : unknown;
+  if (sizes[axis] >= 0) return {sizes[axis], ""};
+  const bool named = names[axis] != nullptr && *names[axis] != '\0';
+  return named ? Dimension{-1, names[axis]} : new_dimension();
 }
 
 int64_t inferred_attribute(const OrtApi* api, const OrtShapeInferContext* context,

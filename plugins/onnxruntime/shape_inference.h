@@ -13,9 +13,12 @@ struct Dimension {
   std::string name;
 };
 
-/// T, the first dimension of the matrix that is input 0; where the graph doesn't know it, a new
-/// name.
-Dimension inferred_tokens(const OrtApi* api, const OrtShapeInferContext* context);
+/// A dimension that the graph knows nothing about: a name that no other has.
+Dimension new_dimension();
+
+/// Dimension `axis` of the matrix that is input `input`; a new one where the graph doesn't know it.
+Dimension inferred_dimension(const OrtApi* api, const OrtShapeInferContext* context, size_t input,
+                             size_t axis);
 
 /// The integer attribute `name` of the node.
 int64_t inferred_attribute(const OrtApi* api, const OrtShapeInferContext* context,

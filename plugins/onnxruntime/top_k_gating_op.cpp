@@ -77,7 +77,7 @@ void TopKGatingKernel::compute(OrtKernelContext* context) const {
 }
 
 void TopKGatingKernel::infer_shapes(const OrtApi* api, OrtShapeInferContext* context) {
-  const std::vector<Dimension> chosen = {inferred_tokens(api, context),
+  const std::vector<Dimension> chosen = {inferred_dimension(api, context, 0, 0),
                                          {inferred_attribute(api, context, "top_k"), ""}};
   for (size_t i = 0; i < std::size(kOutputTypes); ++i) {
     set_inferred_output(api, context, i, kOutputTypes[i], chosen);

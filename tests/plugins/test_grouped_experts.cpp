@@ -3,14 +3,14 @@
 #include <cstring>
 #include <functional>
 #include <limits>
-#include <memory>
-#include <new>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "check.h"
+#include "expert_kernels.h"
 #include "grouped_experts.h"
+#include "scratch.h"
 #include "shuffled_pool.h"
 
 using namespace moe_export;
@@ -71,23 +71,14 @@ Layer random_layer(const GroupedExpertsAttributes& attributes, int64_t num_token
 std::vector<float> compute(const Layer& layer, Isa isa, cpu::ThreadPool& pool) {
   const auto pointer = [](const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); };
   std::vector<float> y(layer.num_tokens * layer.attributes.hidden_size, kNan);
-  const std::align_val_t alignment{cpu::kWorkspaceAlignment};
-  const size_t size = cpu::grouped_experts_workspace_bytes(layer.attributes, layer.ids.size());
-  const auto release = [=](void* data) { operator delete(data, alignment); };
-  const std::unique_ptr<void, decltype(release)> workspace(operator new(size, alignment), release);
-  std::memset(workspace.get(), 0xFF, size);  // NaN: whatever is read before it is written shows
-  cpu::grouped_experts(layer.attributes,
-                       {layer.num_tokens,
-                        layer.top_k,
-                        layer.x.data(),
-                        {layer.ids.data(), true},
-                        layer.weights.data(),
-                        layer.up.data(),
-                        layer.down.data(),
-                        pointer(layer.up_bias),
-                        pointer(layer.down_bias),
-                        y.data()},
-                       isa, workspace.get(), pool);
+  const cpu::GroupedExpertsPlan plan =
+      cpu::plan_grouped_experts(layer.attributes, {layer.ids.data(), true}, layer.ids.size(), isa);
+  const test::Scratch workspace(cpu::grouped_experts_workspace_bytes(layer.attributes, plan));
+  cpu::grouped_experts(
+      layer.attributes,
+      {layer.num_tokens, layer.top_k, layer.x.data(), layer.weights.data(), layer.up.data(),
+       layer.down.data(), pointer(layer.up_bias), pointer(layer.down_bias), y.data()},
+      plan, workspace.data(), pool);
   return y;
 }
 
@@ -275,6 +266,16 @@ void test_routings(Isa isa, const std::string& suffix) {
       expect_close(compute(layer, isa), reference(layer));
     });
   }
+  run_case("ids_out_of_range_cost_no_scratch" + suffix, [&] {
+    const std::vector<int32_t> ids = {0, -1, 4, 7, 3, -1, 4, 7};
+    const cpu::ExpertIds all = {ids.data(), false};
+    const auto bytes = [&](int64_t num_pairs) {
+      const auto plan = cpu::plan_grouped_experts(attributes, all, num_pairs, isa);
+      return cpu::grouped_experts_workspace_bytes(attributes, plan);
+    };
+    const size_t row = (cpu::padded_width(20) + cpu::padded_width(24)) * sizeof(float);
+    expect(bytes(4) == row && bytes(8) == 2 * row, "a row each for ids 0 and 3");
+  });
   run_case("a_poisoned_expert_shows_only_where_used" + suffix, [&] {
     Layer layer = random_layer(attributes, 50, 2);
     const size_t size = layer.down.size() / attributes.num_experts;

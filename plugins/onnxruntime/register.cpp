@@ -1,7 +1,11 @@
+#include <initializer_list>
 #include <string>
 
 #include "custom_op.h"
+#include "expert_combine_op.h"
+#include "expert_dispatch_op.h"
 #include "grouped_experts_op.h"
+#include "grouped_matmul_op.h"
 #include "top_k_gating_op.h"
 
 namespace moe_export::ort {
@@ -11,10 +15,18 @@ namespace {
 /// released: sessions may outlive static objects.
 class Library {
  public:
-  explicit Library(const OrtApi* api) : top_k_gating_(api), grouped_experts_(api) {
+  explicit Library(const OrtApi* api)
+      : top_k_gating_(api),
+        grouped_experts_(api),
+        expert_dispatch_(api),
+        grouped_matmul_(api),
+        expert_combine_(api) {
     check(api, CreateCustomOpDomain(api, kDomain, &domain_));
-    check(api, CustomOpDomain_Add(api, domain_, &top_k_gating_));
-    check(api, CustomOpDomain_Add(api, domain_, &grouped_experts_));
+    for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{
+             &top_k_gating_, &grouped_experts_, &expert_dispatch_, &grouped_matmul_,
+             &expert_combine_}) {
+      check(api, CustomOpDomain_Add(api, domain_, op));
+    }
   }
 
   OrtCustomOpDomain* domain() const { return domain_; }
@@ -22,6 +34,9 @@ class Library {
  private:
   CustomOp<TopKGatingKernel> top_k_gating_;
   CustomOp<GroupedExpertsKernel> grouped_experts_;
+  CustomOp<ExpertDispatchKernel> expert_dispatch_;
+  CustomOp<GroupedMatMulKernel> grouped_matmul_;
+  CustomOp<ExpertCombineKernel> expert_combine_;
   OrtCustomOpDomain* domain_ = nullptr;
 };
 

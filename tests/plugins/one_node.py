@@ -12,6 +12,10 @@ OUTPUT_TYPES = {
     "expert_ids": TensorProto.INT32,
     "expert_weights": TensorProto.FLOAT,
     "y": TensorProto.FLOAT,
+    "rows": TensorProto.FLOAT,
+    "row_map": TensorProto.INT32,
+    "group_ends": TensorProto.INT32,
+    "row_experts": TensorProto.INT32,
 }
 
 

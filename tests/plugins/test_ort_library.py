@@ -11,7 +11,13 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from moe_export.ops.spec import GroupedExperts, TopKGating
+from moe_export.ops.spec import (
+    ExpertCombine,
+    ExpertDispatch,
+    GroupedExperts,
+    GroupedMatMul,
+    TopKGating,
+)
 from moe_export.runners.library import ort_library_path
 from tests.plugins.one_node import make_session
 
@@ -110,6 +116,62 @@ def test_infers_columns_when_ranks_are_unknown():
     assert (ids[1], weights[1], y[1]) == (2, 2, 8)
     assert all(isinstance(name, str) and name for name in (ids[0], weights[0], y[0]))
     assert ids[0] != y[0]
+
+
+def infer_row_shapes(x_shape, ids_shape):
+    """The shapes that the session gives the outputs of the three ops on rows."""
+    ops = [
+        ExpertDispatch(num_experts=4, hidden_size=8),
+        GroupedMatMul(num_experts=4, in_features=8, out_features=6),
+        ExpertCombine(hidden_size=6),
+    ]
+    names = [
+        (["x", "ids"], ["rows", "row_map", "ends", "experts"]),
+        (["rows", "weight", "ends"], ["product"]),
+        (["product", "row_map", "weights"], ["y"]),
+    ]
+    nodes = [
+        helper.make_node(op.op_type, *slots, domain="moe_export", **op.to_onnx())
+        for op, slots in zip(ops, names, strict=True)
+    ]
+    kinds = dict.fromkeys(("rows", "product", "y"), TensorProto.FLOAT)
+    kinds |= dict.fromkeys(("row_map", "ends", "experts"), TensorProto.INT32)
+    nodes += [helper.make_node("Identity", [name], [f"{name}_out"]) for name in kinds]
+    inputs = {"x": x_shape, "weight": [4, 6, 8], "weights": ids_shape}
+    infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()]
+    infos.append(helper.make_tensor_value_info("ids", TensorProto.INT64, ids_shape))
+    outputs = [helper.make_tensor_value_info(f"{n}_out", k, None) for n, k in kinds.items()]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("moe_export", 1)]
+    graph = helper.make_graph(nodes, "three_nodes", infos, outputs)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(str(ort_library_path()))
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return {o.name.removesuffix("_out"): o.shape for o in session.get_outputs()}
+
+
+def test_infers_shapes_of_rows():
+    shapes = infer_row_shapes([7, 8], [7, 3])
+    assert shapes["rows"] == [21, 8]
+    assert shapes["product"] == [21, 6]
+    assert shapes["experts"] == [21]
+    assert (shapes["row_map"], shapes["ends"], shapes["y"]) == ([7, 3], [4], [7, 6])
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "ids_shape"), [(["tokens", 8], ["tokens", 3]), ([7, 8], [7, "k"]), (None, None)]
+)
+def test_infers_one_name_for_a_number_of_rows_it_does_not_know(x_shape, ids_shape):
+    shapes = infer_row_shapes(x_shape, ids_shape)
+    name = shapes["rows"][0]
+    assert isinstance(name, str)
+    assert name not in ("tokens", "k", shapes["row_map"][0])
+    assert (shapes["rows"], shapes["product"], shapes["experts"]) == ([name, 8], [name, 6], [name])
+    assert shapes["y"] == [shapes["row_map"][0], 6]
+    if x_shape is not None:
+        assert shapes["row_map"] == ids_shape
 
 
 def test_gating_inputs_rejects_a_gap():

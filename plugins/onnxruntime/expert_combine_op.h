@@ -1,0 +1,31 @@
+#pragma once
+#include "errors.h"
+#include "isa.h"
+#include "spec/contract.h"
+
+namespace moe_export::ort {
+
+/// `ExpertCombine` on the CPU: checks, then adds the rows up on the session's threads.
+class ExpertCombineKernel {
+ public:
+  static constexpr const char* kOpType = ExpertCombineAttributes::kOpType;
+  static constexpr size_t kMaxInputs = 3;
+  static constexpr ONNXTensorElementDataType kOutputTypes[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+
+  /// @throws ContractError an attribute or the number of inputs is wrong.
+  ExpertCombineKernel(const OrtApi* api, const OrtKernelInfo* info);
+
+  const OrtApi* api() const { return api_; }
+
+  /// @throws ContractError a tensor's type, shape or content is wrong.
+  void compute(OrtKernelContext* context) const;
+
+  static void infer_shapes(const OrtApi* api, OrtShapeInferContext* context);
+
+ private:
+  const OrtApi* api_;
+  cpu::Isa isa_;
+  ExpertCombineAttributes attributes_;
+};
+
+}  // namespace moe_export::ort

@@ -1,0 +1,80 @@
+#include "grouped_matmul_op.h"
+
+#include "attribute_checks.h"
+#include "attribute_reader.h"
+#include "grouped_matmul.h"
+#include "kernel_io.h"
+#include "shape_inference.h"
+#include "workspace.h"
+
+namespace moe_export::ort {
+
+using std::to_string;
+
+namespace {
+
+void check_group_ends(const TensorView& ends, int64_t num_rows) {
+  int64_t begin = 0;
+  for (int64_t expert = 0; expert < ends.shape[0]; ++expert) {
+    const int64_t end = ends.int32s()[expert];
+    require(begin <= end && end <= num_rows, "matmul_c7", [&] {
+      return "group_ends must ascend within [0, M = " + to_string(num_rows) + "]; found " +
+             to_string(end) + " after " + to_string(begin) + " for expert " + to_string(expert);
+    });
+    begin = end;
+  }
+}
+
+}  // namespace
+
+GroupedMatMulKernel::GroupedMatMulKernel(const OrtApi* api, const OrtKernelInfo* info)
+    : api_(api), isa_(cpu::choose_isa()) {
+  const auto& a = attributes_;
+  attributes_.visit(AttributeReader(api, info, "matmul_attributes"));
+  check_stored_weights(a, "matmul_c2", "matmul_c6");
+  check_minimum("matmul_c5", "num_experts", a.num_experts, 1);
+  check_minimum("matmul_c5", "in_features", a.in_features, 1);
+  check_minimum("matmul_c5", "out_features", a.out_features, 1);
+  std::vector<std::string> names = {"rows", "weight", "group_ends"};
+  if (a.has_bias) names.push_back("bias");
+  check_input_count(api, info, "matmul_inputs", names);
+}
+
+void GroupedMatMulKernel::compute(OrtKernelContext* context) const {
+  const auto& a = attributes_;
+  const std::string inputs = "matmul_inputs";
+  const KernelIo io(api_, context);
+  const TensorView rows = io.input(0, inputs, "rows", {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT});
+  require(rows.shape.size() == 2 && rows.shape[1] == a.in_features, "matmul_c1", [&] {
+    return "rows must be [M, in_features = " + to_string(a.in_features) + "]; found " +
+           to_string(rows.shape);
+  });
+  const TensorView weight =
+      io.floats(1, inputs, "matmul_c2", "weight", {a.num_experts, a.out_features, a.in_features});
+  const TensorView ends = io.input(2, inputs, "group_ends", {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32});
+  require(ends.shape == Shape{a.num_experts}, "matmul_c3", [&] {
+    return "group_ends must be [E = " + to_string(a.num_experts) + "]; found " +
+           to_string(ends.shape);
+  });
+  const int64_t num_rows = rows.shape[0];
+  check_group_ends(ends, num_rows);
+  TensorView bias;
+  if (a.has_bias) {
+    bias = io.floats(3, inputs, "matmul_c4", "bias", {a.num_experts, a.out_features});
+  }
+  const int64_t num_used_rows = ends.int32s()[a.num_experts - 1];
+  const Workspace workspace(cpu::grouped_matmul_workspace_bytes(a, num_used_rows));
+  SessionThreadPool pool(api_, context);
+  cpu::grouped_matmul(a,
+                      {num_rows, rows.floats(), weight.floats(), ends.int32s(), bias.floats(),
+                       io.output<float>(0, {num_rows, a.out_features})},
+                      isa_, workspace.data(), pool);
+}
+
+void GroupedMatMulKernel::infer_shapes(const OrtApi* api, OrtShapeInferContext* context) {
+  set_inferred_output(api, context, 0, kOutputTypes[0],
+                      {inferred_dimension(api, context, 0, 0),
+                       {inferred_attribute(api, context, "out_features"), ""}});
+}
+
+}  // namespace moe_export::ort

@@ -25,7 +25,8 @@ def expert_dispatch(
 
     Returns:
         ``rows`` ``[T*K, H]`` in x's type, ``row_map`` ``[T, K]``, ``group_ends`` ``[E]`` and
-        ``row_experts`` ``[T*K]``, all int32.
+        ``row_experts`` ``[T*K]``, all int32. Gather by the latter with ``index_select``:
+        ``vectors[row_experts]`` becomes a GatherND that ONNX forbids for int32.
 
     Raises:
         ContractError: a shape or a type breaks the contract.

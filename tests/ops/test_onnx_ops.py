@@ -57,7 +57,7 @@ class TinyMoe(nn.Module):
         stored = [self.up_weight, self.down_weight, self.up_bias, self.down_bias]
         y = grouped_experts([x, ids, weights, *stored], EXPERTS, LAYOUT, path="moe")
         rows, row_map, ends, experts = expert_dispatch(x, ids, DISPATCH, path="rows")
-        rows = rows * self.selection_bias[experts].unsqueeze(1)
+        rows = rows * self.selection_bias.index_select(0, experts).unsqueeze(1)
         rows = grouped_matmul(rows, self.weight, ends, MATMUL, self.down_bias, path="rows")
         return y + expert_combine(rows, row_map, weights, COMBINE, path="rows")
 

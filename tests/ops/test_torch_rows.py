@@ -45,7 +45,7 @@ class TinyMoe(nn.Module):
     def forward(self, x, ids, weights):
         rows, row_map, ends, experts = expert_dispatch(x, ids, DISPATCH)
         rows = grouped_matmul(rows, self.weight, ends, MATMUL, self.bias)
-        return expert_combine(rows * self.scale[experts], row_map, weights, COMBINE)
+        return expert_combine(rows * self.scale.index_select(0, experts), row_map, weights, COMBINE)
 
 
 def make_example(num_tokens):

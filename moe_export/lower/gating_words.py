@@ -23,5 +23,5 @@ def describe_gating(attributes: TopKGating) -> str:
         epsilon = f" ({guard}{attributes.epsilon:.3g})" if attributes.epsilon else ""
         parts.append(f"renormalized{epsilon}")
     if attributes.scale != 1.0:
-        parts.append(f"x {attributes.scale:.4g}")
+        parts.append(f"x {attributes.scale:.6g}")
     return ", ".join(parts)

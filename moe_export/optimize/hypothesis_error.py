@@ -8,12 +8,10 @@ import numpy as np
 
 from moe_export.ops.spec import TopKGating
 from moe_export.optimize.gating_batch import choose, scores, weigh
-from moe_export.optimize.observation import Observation
+from moe_export.optimize.observation import NOTHING, Observation
 from moe_export.runners.arrays import Array
-from moe_export.tolerances import ROUTER_EXTREME_FACTOR
+from moe_export.tolerances import ROUTER_EXTREME_FACTOR, ROUTER_TOLERANCE
 
-# A weight below this adds nothing that float32 could show.
-_NOTHING = 1e-30
 # Weight errors below this are rounding: the simpler of two such hypotheses is as good.
 _ROUNDING = 5e-7
 # Weights of both signs that cancel in their sum: beyond this the sum is rounding.
@@ -36,15 +34,21 @@ class HypothesisError:
     weight_error: float
 
     def __lt__(self, other: HypothesisError) -> bool:
-        """Whether this one is nearer; errors of rounding alone are equal."""
+        """Whether this one is nearer: it holds, or comes nearer to that.
+
+        Of two that hold, that is nearer which leaves less to ties; rounding alone says nothing.
+        """
         return self._key() < other._key()
 
-    def _key(self) -> tuple[float, int, float]:
-        return self.wrong_rows, self.other_choices, max(self.weight_error, _ROUNDING)
+    def _key(self) -> tuple[bool, float, float]:
+        if self.holds:
+            return False, self.other_choices, max(self.weight_error, _ROUNDING)
+        return True, self.wrong_rows, self.weight_error
 
-    def is_within(self, tolerance: float) -> bool:
+    @property
+    def holds(self) -> bool:
         """Whether the same experts get the same weights."""
-        return self.wrong_rows == 0 and self.weight_error <= tolerance
+        return self.wrong_rows == 0 and self.weight_error <= ROUTER_TOLERANCE
 
 
 def same_experts(ids: Array, others: Array) -> Array:
@@ -92,7 +96,10 @@ def _may_choose(
 
 
 def _row_errors(seen: Observation, ids: Array, weights: Array) -> Array:
-    """``[T]``: the largest relative error of a weight; infinite where other experts get one."""
+    """``[T]``: the largest relative error of a weight; infinite where other experts get one.
+
+    Where more than a sum reads them, the experts must also be the same where their weight is zero.
+    """
     num_experts = seen.logits.shape[1]
     found, expected = (
         _spread(ids, weights, num_experts),
@@ -100,11 +107,13 @@ def _row_errors(seen: Observation, ids: Array, weights: Array) -> Array:
     )
     size = np.maximum(np.abs(found), np.abs(expected))
     with np.errstate(invalid="ignore"):
-        error = np.where(size > _NOTHING, np.abs(found - expected) / size, 0.0)
+        error = np.where(size > NOTHING, np.abs(found - expected) / size, 0.0)
     odd = ~np.isfinite(found) | ~np.isfinite(expected)
     error = np.where(odd, np.where(found == expected, 0.0, np.inf), error)
     # A relative error of 1 is a weight on one side alone.
     error[error >= 1.0] = np.inf
+    if not seen.only_summed:
+        error[~same_experts(ids, seen.ids)] = np.inf
     largest: Array = error.max(axis=1)
     return largest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,11 +10,34 @@ import numpy as np
 import onnx_ir as ir
 
 from moe_export.optimize.probes import Probes
+from moe_export.optimize.router_slice import RouterSlice
 from moe_export.optimize.slice_run import SliceRun
 from moe_export.runners.arrays import Array
 from moe_export.tolerances import ROUTER_TIE_TOLERANCE
 
+# A weight below this adds nothing that float32 could show.
+NOTHING = 1e-30
+_MIN_WEIGHTED_SHARE = 0.9
+# Share of ordinary rows above which equal scores are no accident.
+_MAX_TIED_SHARE = 0.5
+_ARRAYS = ("logits", "ids", "weights", "ordinary", "tied", "judged")
 _SELECTORS = ("TopK", "ArgMax", "ArgMin", "ReduceMax")
+
+
+@dataclass(frozen=True)
+class RoutingPair:
+    """Values of a cut, of ``T * K`` elements each, that may be ids and weights.
+
+    Attributes:
+        ids, weights: Their names.
+        own: Whether they are the layer's own, not values inside the router.
+        only_summed: Whether nothing reads them but a sum over the experts.
+    """
+
+    ids: str
+    weights: str
+    own: bool
+    only_summed: bool
 
 
 @dataclass(frozen=True)
@@ -27,6 +51,8 @@ class Observation:
         ordinary: ``[T]``, rows of the size that logits have in models.
         tied: ``[T]``, rows on which the router itself chose between scores equal but for rounding.
         judged: ``[T]``, all ordinary rows, and the others where nothing inside overflowed.
+        only_summed: Whether ids and weights serve a sum over the experts alone, in which their
+            order does not matter and an expert with weight zero adds nothing.
     """
 
     logits: Array
@@ -35,35 +61,40 @@ class Observation:
     ordinary: Array
     tied: Array
     judged: Array
+    only_summed: bool
 
     def rows(self, index: Array) -> Observation:
         """The rows at ``index``."""
-        return Observation(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+        arrays = {name: value[index] for name, value in vars(self).items() if name in _ARRAYS}
+        return dataclasses.replace(self, **arrays)
+
+    @property
+    def routes(self) -> bool:
+        """Whether most ordinary rows give some expert a weight."""
+        weighted = np.abs(self.weights[self.ordinary]).max(axis=1) > NOTHING
+        return bool(weighted.mean() > _MIN_WEIGHTED_SHARE)
 
 
-def observe(
-    graph: ir.Graph, run: SliceRun, probes: Probes, ids: str, weights: str, top_k: int
-) -> Observation:
+def observe(part: RouterSlice, run: SliceRun, probes: Probes, pair: RoutingPair) -> Observation:
     """Read one pair of values of a run.
 
     Args:
-        graph: The cut that ran.
+        part: The cut that ran.
         run: The run, on ``probes``.
         probes: Its logits.
-        ids: Name of a value of ``T * K`` integers.
-        weights: Name of a value of ``T * K`` floats.
-        top_k: K.
+        pair: The values that are taken for ids and weights.
     """
-    shape = (len(run.logits), top_k)
-    found = np.asarray(run.values[weights], np.float32).reshape(shape)
+    shape = (len(run.logits), part.top_k)
+    found = np.asarray(run.values[pair.weights], np.float32).reshape(shape)
     overflows = _overflowing_rows(run, probes.ordinary) | np.isnan(found).any(axis=1)
     return Observation(
         logits=run.logits,
-        ids=np.asarray(run.values[ids], np.int64).reshape(shape),
+        ids=np.asarray(run.values[pair.ids], np.int64).reshape(shape),
         weights=found,
         ordinary=probes.ordinary,
-        tied=_tied_rows(graph, run, top_k),
+        tied=_tied_rows(part.model.graph, run, probes.ordinary, part.top_k),
         judged=probes.ordinary | ~overflows,
+        only_summed=pair.only_summed,
     )
 
 
@@ -80,7 +111,7 @@ def _overflowing_rows(run: SliceRun, ordinary: Array) -> Array:
     return found
 
 
-def _tied_rows(graph: ir.Graph, run: SliceRun, top_k: int) -> Array:
+def _tied_rows(graph: ir.Graph, run: SliceRun, ordinary: Array, top_k: int) -> Array:
     """Rows on which some selection inside has its last kept score next to one left out."""
     tokens = len(run.logits)
     tied = np.zeros(tokens, bool)
@@ -92,7 +123,10 @@ def _tied_rows(graph: ir.Graph, run: SliceRun, top_k: int) -> Array:
         with np.errstate(invalid="ignore"):
             size = np.maximum(np.abs(last), np.abs(first_out))
             near = (last == first_out) | (last - first_out <= ROUTER_TIE_TOLERANCE * size)
-        tied |= near.any(axis=1)
+        rows: Array = near.max(axis=1)
+        # Scores that are always equal there, as those of masked experts, are no choice.
+        if not rows[ordinary].mean() > _MAX_TIED_SHARE:
+            tied |= rows
     return tied
 
 
@@ -108,9 +142,11 @@ def _selections(graph: ir.Graph, run: SliceRun, top_k: int) -> Iterator[tuple[Ar
         if scores is None or attributes.get("axis", -1) not in last:
             continue
         smallest = node.op_type == "ArgMin" or attributes.get("largest") == 0
-        kept = 1
+        kept, size = 1, scores.shape[-1]
         if node.op_type == "TopK":
             kept = next(known[v.name].shape[-1] for v in node.outputs if v.name in known)
-            kept = top_k if kept == scores.shape[-1] else kept  # a whole sort
-        if kept < scores.shape[-1]:
+        if kept < size:
             yield (-scores if smallest else scores), kept
+        elif top_k < size:  # a whole sort, of which either end may be kept
+            yield scores, top_k
+            yield -scores, top_k

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from moe_export.runners.arrays import Array
 
 _FEW = 12
+_MAX_NUMBERS = 8
+_LARGEST_ORDINARY = 12.0
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,50 @@ def draw_probes(num_experts: int, seed: int) -> Probes:
     return Probes(logits[order], is_ordinary[order])
 
 
-def draw_crowd(num_experts: int, seed: int, count: int = 768) -> Array:
-    """Rows ``[count, E]`` that mostly prefer the same experts."""
-    random = np.random.default_rng(seed)
+def draw_crowd(num_experts: int, count: int = 768) -> Probes:
+    """Ordinary rows that mostly prefer the same experts."""
+    random = np.random.default_rng(2)
     liked = random.standard_normal(num_experts) * 2
-    drawn = liked + 0.3 * random.standard_normal((count, num_experts))
-    return np.asarray(drawn, np.float32)
+    return _ordinary(liked + 0.3 * random.standard_normal((count, num_experts)))
+
+
+def draw_each_expert(num_experts: int) -> Probes:
+    """Ordinary rows that choose every expert at least twice."""
+    random = np.random.default_rng(4)
+    favored = np.arange(-(-2 * num_experts // _FEW) * _FEW) % num_experts
+    rows = random.standard_normal((len(favored), num_experts))
+    rows[np.arange(len(favored)), favored] += 4.0
+    return _ordinary(rows)
+
+
+def draw_around(num_experts: int, numbers: Sequence[float], vectors: Sequence[Array]) -> Probes:
+    """Rows around the numbers that a router has stored: it may compare logits with them."""
+    random = np.random.default_rng(5)
+    shape = (_FEW, num_experts)
+    parts = [random.standard_normal(shape)]
+    for number in [n for n in numbers if 1e-3 < abs(n) < 1e4][:_MAX_NUMBERS]:
+        near = number + random.standard_normal(shape)
+        rest = random.standard_normal(shape)
+        parts += [near, np.where(random.random(shape) < 0.5, near, rest), rest - number]
+    parts += [vector + 0.3 * random.standard_normal(shape) for vector in vectors]
+    logits = np.concatenate(parts).astype(np.float32)
+    return Probes(logits, np.abs(logits).max(axis=1) < _LARGEST_ORDINARY)
+
+
+def draw_near_ties(logits: Array, last: Array, first_out: Array) -> Probes:
+    """Ordinary rows in which an expert left out comes near the last one kept, from both sides.
+
+    Args:
+        logits: ``[T, E]``.
+        last: ``[T]``, the expert that is kept last in each row.
+        first_out: ``[T]``, one that is left out.
+    """
+    steps = np.array([1e-2, -1e-2, 1e-3, -1e-3, 1e-4, -1e-4], np.float32)
+    rows = np.arange(len(logits) // _FEW * _FEW)
+    moved = logits[rows].copy()
+    moved[rows, first_out[rows]] = moved[rows, last[rows]] + np.resize(steps, len(rows))
+    return _ordinary(moved)
+
+
+def _ordinary(logits: Array) -> Probes:
+    return Probes(logits.astype(np.float32), np.ones(len(logits), bool))

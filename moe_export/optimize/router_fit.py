@@ -27,6 +27,7 @@ from moe_export.tolerances import ROUTER_TOLERANCE
 
 # Rows that most wrong choices fail on.
 _FEW = 16
+_MIN_SCALE = 1e-20
 # Identity first: where a softmax or a sigmoid serves the choice alone, it only adds ties.
 _SCORES: tuple[ScoreFunction, ...] = ("identity", "softmax", "sigmoid", "sqrt_softplus")
 
@@ -48,7 +49,7 @@ class RouterFit:
     @property
     def holds(self) -> bool:
         """Whether the router is explained."""
-        return self.error.is_within(ROUTER_TOLERANCE)
+        return self.error.holds
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,12 @@ def fit_router(
     Returns:
         The nearest hypothesis, whether it holds or not; None where none chooses nearly alike.
     """
+    if not seen.routes:
+        return None
     for attributes in known:
         for bias in _bias_names(attributes, parts):
             fit = _judge(seen, parts, attributes, bias)
-            if attributes.top_k == parts.top_k and fit.holds and fit.error.other_choices == 0:
+            if fit.holds and fit.error.other_choices == 0:
                 return fit
     found: RouterFit | None = None
     for choice, bias in _choices(seen, parts):
@@ -105,7 +108,9 @@ def _judge(
 
 
 def _bias_names(attributes: TopKGating, parts: Ingredients) -> Sequence[str | None]:
-    if attributes.has_selection_bias != bool(parts.biases):
+    if attributes.top_k != parts.top_k or attributes.has_selection_bias != bool(parts.biases):
+        return ()
+    if not _is_possible(attributes, parts.num_experts):
         return ()
     return list(parts.biases) or [None]
 
@@ -137,22 +142,26 @@ def _groupings(plain: TopKGating, parts: Ingredients) -> Iterator[TopKGating]:
     divisors = [g for g in range(2, parts.num_experts) if parts.num_experts % g == 0]
     kept = sorted(parts.counts | {1})
     rules = itertools.product(divisors, kept, get_args(GroupScore), get_args(ExcludedScore))
-    shapes = {"logits": (1, parts.num_experts), "selection_bias": (parts.num_experts,)}
     for groups, top_groups, group_score, excluded in rules:
         if top_groups >= groups:
             continue
-        try:
-            hypothesis = dataclasses.replace(
-                plain,
-                num_groups=groups,
-                top_groups=top_groups,
-                group_score=group_score,
-                excluded_score=excluded,
-            )
-            hypothesis.check_shapes(shapes)
-        except ContractError:
-            continue
-        yield hypothesis
+        hypothesis = dataclasses.replace(
+            plain,
+            num_groups=groups,
+            top_groups=top_groups,
+            group_score=group_score,
+            excluded_score=excluded,
+        )
+        if _is_possible(hypothesis, parts.num_experts):
+            yield hypothesis
+
+
+def _is_possible(attributes: TopKGating, num_experts: int) -> bool:
+    try:
+        attributes.check_shapes({"logits": (1, num_experts), "selection_bias": (num_experts,)})
+    except ContractError:
+        return False
+    return True
 
 
 def _weightings(choice: TopKGating, seen: Observation, parts: Ingredients) -> Iterator[TopKGating]:
@@ -173,18 +182,24 @@ def _weightings(choice: TopKGating, seen: Observation, parts: Ingredients) -> It
             epsilon_mode=mode,
         )
         scale = _scale(attributes, few, parts.scalars)
-        yield dataclasses.replace(attributes, scale=scale)
+        if scale is not None:
+            yield dataclasses.replace(attributes, scale=scale)
 
 
-def _scale(attributes: TopKGating, seen: Observation, scalars: frozenset[float]) -> float:
-    """The factor between the router's weights and the hypothesis': if possible a stored number."""
+def _scale(attributes: TopKGating, seen: Observation, scalars: frozenset[float]) -> float | None:
+    """The factor between the router's weights and the hypothesis': if possible a stored number.
+
+    Returns:
+        None where there is none that float32 could hold.
+    """
     score = scores(attributes.score_function, seen.logits)
     unscaled = weigh(seen.logits, score, seen.ids, attributes)
     with np.errstate(all="ignore"):
         ratios = seen.weights.astype(np.float64) / unscaled
     ratios = ratios[np.isfinite(ratios) & (np.abs(unscaled) > 1e-6)]
-    ratio = float(np.median(ratios)) if ratios.size else 1.0
+    ratio = float(np.median(ratios)) if ratios.size else 0.0
+    if not _MIN_SCALE < abs(ratio) < 1 / _MIN_SCALE:
+        return None
     stored = [1.0, *sorted(scalars), *(1 / s for s in sorted(scalars) if s)]
     near = [s for s in stored if abs(s - ratio) <= ROUTER_TOLERANCE * abs(ratio)]
-    chosen = min(near, key=lambda s: abs(s - ratio), default=ratio)
-    return chosen if np.isfinite(np.float32(chosen)) else 1.0
+    return min(near, key=lambda s: abs(s - ratio), default=ratio)

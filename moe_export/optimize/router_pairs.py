@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from moe_export.optimize.observation import RoutingPair
 from moe_export.optimize.router_fit import Ingredients
 from moe_export.optimize.router_slice import RouterSlice, ancestors
 from moe_export.optimize.slice_run import SliceRun
@@ -19,35 +20,50 @@ _MAX_INNER_WEIGHTS = 5
 _MAX_BIASES = 4
 
 
-def router_pairs(part: RouterSlice, run: SliceRun) -> Iterator[tuple[str, str]]:
-    """Names of ids and weights that the cut may end at: the layer's own, then inner ones.
+def router_pairs(part: RouterSlice, run: SliceRun, *, only_summed: bool) -> Iterator[RoutingPair]:
+    """Pairs that the cut may end at: the layer's own, then inner ones.
 
     Inner ones serve routers that do something to the weights that the op does not know, such as
     a factor per expert.
+
+    Args:
+        part: The cut.
+        run: A run of it.
+        only_summed: Whether nothing but a sum reads the layer's own ids and weights.
     """
-    yield part.ids, part.weights
+    yield RoutingPair(part.ids, part.weights, own=True, only_summed=only_summed)
     ids = [part.ids, *_inner(part, run, part.ids, "i", _MAX_INNER_IDS)]
     weights = [part.weights, *_inner(part, run, part.weights, "f", _MAX_INNER_WEIGHTS)]
-    pairs = itertools.product(enumerate(ids), enumerate(weights))
-    ordered = sorted(pairs, key=lambda pair: (pair[1][0], pair[0][0]))
-    yield from ((i, w) for (_, i), (_, w) in ordered[1:])
+    places = itertools.product(range(len(ids)), range(len(weights)))
+    for i, w in sorted(places, key=lambda place: (place[1], place[0]))[1:]:
+        yield RoutingPair(ids[i], weights[w], own=False, only_summed=False)
 
 
 def _inner(part: RouterSlice, run: SliceRun, end: str, kind: str, count: int) -> list[str]:
-    tokens = len(run.logits)
+    tokens, moving = len(run.logits), moving_values(part)
     shapes = [(tokens, part.top_k), *([(tokens,)] if part.top_k == 1 else [])]
     above = [str(v.name) for v in ancestors(part.model.graph, end)][1:]
     fitting = [
-        n for n in above if n in run.values and run.values[n].shape in shapes
+        n for n in above if n in run.values and n in moving and run.values[n].shape in shapes
         and run.values[n].dtype.kind == kind
     ]  # fmt: skip
     return fitting[:count]
 
 
+def moving_values(part: RouterSlice) -> set[str]:
+    """Names of the values that depend on the logits by more than their shape."""
+    moving = {str(part.model.graph.inputs[0].name)}
+    for node in part.model.graph:
+        names = {str(value.name) for value in node.inputs if value is not None}
+        if names & moving and node.op_type not in ("Shape", "Size"):
+            moving.update(str(value.name) for value in node.outputs)
+    return moving
+
+
 def ingredients(part: RouterSlice, run: SliceRun) -> Ingredients:
     """Numbers, vectors and counts that do not depend on the logits."""
-    graph = part.model.graph
-    fixed = dict(_fixed_values(part, run))
+    graph, moving = part.model.graph, moving_values(part)
+    fixed = dict(_stored(graph)) | {n: a for n, a in run.values.items() if n not in moving}
     floats = {name: a for name, a in fixed.items() if a.dtype == np.float32}
     biases = {n: a.reshape(-1) for n, a in floats.items() if a.size == part.num_experts}
     names = {str(v.name) for node in graph if node.op_type == "TopK" for v in node.outputs}
@@ -61,17 +77,7 @@ def ingredients(part: RouterSlice, run: SliceRun) -> Ingredients:
     )
 
 
-def _fixed_values(part: RouterSlice, run: SliceRun) -> Iterator[tuple[str, Array]]:
-    """Stored values, then computed ones that the logits have no part in."""
-    graph = part.model.graph
+def _stored(graph: ir.Graph) -> Iterator[tuple[str, Array]]:
     for name, value in graph.initializers.items():
         if value.const_value is not None:
             yield name, np.asarray(value.const_value.numpy())
-    moving: set[ir.Value] = {graph.inputs[0]}
-    for node in graph:
-        if any(v in moving for v in node.inputs) and node.op_type not in ("Shape", "Size"):
-            moving.update(node.outputs)
-            continue
-        for value in node.outputs:
-            if value.name in run.values:
-                yield str(value.name), run.values[str(value.name)]

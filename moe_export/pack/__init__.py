@@ -1,1 +1,1 @@
-"""Stage 6: write the graph and its weights."""
+"""Stage 7: write the graph and its weights."""

@@ -110,10 +110,7 @@ def _explain(
             fit = confirmed.fit
             in_order = confirmed.same_order or pair.only_summed
             if fit.holds and in_order and confirmed.covered:
-                return FoundRouter(
-                    part.logits, pair.ids, pair.weights, fit.attributes, fit.bias,
-                    part.num_experts, pair.own
-                )  # fmt: skip
+                return FoundRouter(part.logits, pair, fit.attributes, fit.bias, part.num_experts)
         if pair.own:
             reasons.add_fit(fit, confirmed)
     return None

@@ -33,6 +33,11 @@ class HypothesisError:
     other_choices: int
     weight_error: float
 
+    @property
+    def is_rounding(self) -> bool:
+        """Whether no hypothesis could come nearer."""
+        return self.holds and self.other_choices == 0 and self.weight_error <= _ROUNDING
+
     def __lt__(self, other: HypothesisError) -> bool:
         """Whether this one is nearer: it holds, or comes nearer to that.
 

@@ -21,7 +21,7 @@ _MIN_WEIGHTED_SHARE = 0.9
 # Share of ordinary rows above which equal scores are no accident.
 _MAX_TIED_SHARE = 0.5
 _ARRAYS = ("logits", "ids", "weights", "ordinary", "tied", "judged")
-_SELECTORS = ("TopK", "ArgMax", "ArgMin", "ReduceMax")
+SELECTORS = ("TopK", "ArgMax", "ArgMin", "ReduceMax")
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,20 @@ class RoutingPair:
 
     Attributes:
         ids, weights: Their names.
-        own: Whether they are the layer's own, not values inside the router.
-        only_summed: Whether nothing reads them but a sum over the experts.
+        only_summed: Whether they are the layer's own, and nothing reads them but a sum over the
+            experts.
+        after: Names of the values between them and the layer's own, these included.
     """
 
     ids: str
     weights: str
-    own: bool
     only_summed: bool
+    after: frozenset[str]
+
+    @property
+    def own(self) -> bool:
+        """Whether they are the layer's own, not values inside the router."""
+        return not self.after
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ def _selections(graph: ir.Graph, run: SliceRun, top_k: int) -> Iterator[tuple[Ar
     """Scores that nodes select from along their last axis, turned so that the largest win."""
     known = {**run.values, str(graph.inputs[0].name): run.logits}
     for node in graph:
-        if node.op_type not in _SELECTORS or node.inputs[0] is None:
+        if node.op_type not in SELECTORS or node.inputs[0] is None:
             continue
         scores = known.get(str(node.inputs[0].name))
         attributes = {name: a.value for name, a in node.attributes.items()}

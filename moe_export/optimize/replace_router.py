@@ -12,6 +12,7 @@ from moe_export.lower.layers import LoweredLayer, expert_ends
 from moe_export.ops.contract import moe_nodes
 from moe_export.ops.onnx_ops import PATH_KEY
 from moe_export.ops.spec import DOMAIN, TopKGating
+from moe_export.optimize.observation import RoutingPair
 
 
 @dataclass(frozen=True)
@@ -20,20 +21,17 @@ class FoundRouter:
 
     Attributes:
         logits: The value that it starts at, ``[..., E]``.
-        ids, weights: Names of the values that it ends at.
+        pair: The values that it ends at.
         attributes: Of the op.
         bias: Name of the selection bias.
         num_experts: E.
-        own: Whether it ends at the layer's own ids and weights, not at inner ones.
     """
 
     logits: ir.Value
-    ids: str
-    weights: str
+    pair: RoutingPair
     attributes: TopKGating
     bias: str | None
     num_experts: int
-    own: bool
 
 
 def replace_router(model: ir.Model, layer: LoweredLayer, found: FoundRouter) -> LoweredLayer:
@@ -51,13 +49,13 @@ def replace_router(model: ir.Model, layer: LoweredLayer, found: FoundRouter) -> 
     gating = _gating_node(found, inputs, layer.block.path)
     nodes.append(gating)
     first, last = expert_ends(layer.block.path, layer_nodes(model, layer.block.path))
-    if found.own:
+    if found.pair.ids == layer.expert_ids:
         first.replace_input_with(1, gating.outputs[0])
+    if found.pair.weights == layer.expert_weights:
         last.replace_input_with(2, gating.outputs[1])
-    else:
-        old = [values[found.ids], values[found.weights]]
-        new = [_like(value, to, nodes) for value, to in zip(gating.outputs, old, strict=True)]
-        ir.convenience.replace_all_uses_with(old, new)
+    if not found.pair.own:
+        for name, value in zip((found.pair.ids, found.pair.weights), gating.outputs, strict=True):
+            _feed_rest(values[name], value, found.pair.after, nodes)
     # In front of everything: sorting moves them behind what they read.
     graph.insert_before(graph[0], nodes)
     graph.sort()
@@ -71,6 +69,15 @@ def replace_router(model: ir.Model, layer: LoweredLayer, found: FoundRouter) -> 
         expert_ids=str(ids.name),
         expert_weights=str(weights.name),
     )
+
+
+def _feed_rest(old: ir.Value, value: ir.Value, after: frozenset[str], nodes: list[ir.Node]) -> None:
+    """Let the rest of the router read ``value`` for ``old``; others go on reading ``old``."""
+    new: ir.Value | None = None
+    for user, index in list(old.uses()):
+        if any(output.name in after for output in user.outputs):
+            new = _like(value, old, nodes) if new is None else new
+            user.replace_input_with(index, new)
 
 
 def _gating_node(found: FoundRouter, inputs: list[ir.Value], path: str) -> ir.Node:

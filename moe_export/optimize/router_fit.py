@@ -61,6 +61,8 @@ class Ingredients:
         top_k: K.
         biases: Vectors ``[E]`` that do not depend on the logits, by name.
         scalars: Its numbers.
+        sizes: Sizes of its values' axes.
+        selections: How many nodes it selects with.
         counts: How many its top-k nodes keep.
     """
 
@@ -68,6 +70,8 @@ class Ingredients:
     top_k: int
     biases: Mapping[str, Array]
     scalars: frozenset[float]
+    sizes: frozenset[int]
+    selections: int
     counts: frozenset[int]
 
 
@@ -97,6 +101,8 @@ def fit_router(
             fit = _judge(seen, parts, attributes, bias)
             if found is None or fit.error < found.error:
                 found = fit
+            if found.error.is_rounding:
+                return found
     return found
 
 
@@ -127,7 +133,7 @@ def _choices(seen: Observation, parts: Ingredients) -> Iterator[tuple[TopKGating
             top_k=parts.top_k, score_function=score, has_selection_bias=bias is not None
         )
         vector = parts.biases[bias] if bias is not None else None
-        for choice in (plain, *_groupings(plain, parts)):
+        for choice in itertools.chain([plain], _groupings(plain, parts)):
             if _agreement(few, choice, vector) > 0.8 and _agreement(many, choice, vector) > 0.9:
                 yield choice, bias
 
@@ -139,7 +145,10 @@ def _agreement(seen: Observation, choice: TopKGating, bias: Array | None) -> flo
 
 def _groupings(plain: TopKGating, parts: Ingredients) -> Iterator[TopKGating]:
     """Group rules, with as many kept groups as some top-k node of the router keeps."""
-    divisors = [g for g in range(2, parts.num_experts) if parts.num_experts % g == 0]
+    if parts.selections < 2:
+        return
+    divisors = [g for g in sorted(parts.sizes) if 1 < g < parts.num_experts]
+    divisors = [g for g in divisors if parts.num_experts % g == 0]
     kept = sorted(parts.counts | {1})
     rules = itertools.product(divisors, kept, get_args(GroupScore), get_args(ExcludedScore))
     for groups, top_groups, group_score, excluded in rules:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from moe_export.optimize.observation import RoutingPair
+from moe_export.optimize.observation import SELECTORS, RoutingPair
 from moe_export.optimize.router_fit import Ingredients
 from moe_export.optimize.router_slice import RouterSlice, ancestors
 from moe_export.optimize.slice_run import SliceRun
@@ -24,19 +24,41 @@ def router_pairs(part: RouterSlice, run: SliceRun, *, only_summed: bool) -> Iter
     """Pairs that the cut may end at: the layer's own, then inner ones.
 
     Inner ones serve routers that do something to the weights that the op does not know, such as
-    a factor per expert.
+    a factor per expert. What comes after them must read the logits through them alone: compared
+    with other values that depend on the logits, a weight that is rounded otherwise would show.
 
     Args:
         part: The cut.
         run: A run of it.
         only_summed: Whether nothing but a sum reads the layer's own ids and weights.
     """
-    yield RoutingPair(part.ids, part.weights, own=True, only_summed=only_summed)
+    yield RoutingPair(part.ids, part.weights, only_summed, frozenset())
     ids = [part.ids, *_inner(part, run, part.ids, "i", _MAX_INNER_IDS)]
     weights = [part.weights, *_inner(part, run, part.weights, "f", _MAX_INNER_WEIGHTS)]
     places = itertools.product(range(len(ids)), range(len(weights)))
     for i, w in sorted(places, key=lambda place: (place[1], place[0]))[1:]:
-        yield RoutingPair(ids[i], weights[w], own=False, only_summed=False)
+        after = _after(part, {ids[i], weights[w]})
+        if after is not None:
+            yield RoutingPair(ids[i], weights[w], False, after)
+
+
+def _after(part: RouterSlice, pair: set[str]) -> frozenset[str] | None:
+    """Values from ``pair`` to the ends; None if one of them reads the logits past ``pair``."""
+    graph = part.model.graph
+    producers = {str(v.name): node for node in graph for v in node.outputs}
+    queue, after = [part.ids, part.weights], set[str]()
+    while queue:
+        name = queue.pop()
+        if name in pair or name in after:
+            continue
+        if name == graph.inputs[0].name:
+            return None
+        node = producers.get(name)
+        if node is not None:
+            after.add(name)
+            if node.op_type not in ("Shape", "Size"):
+                queue += [str(v.name) for v in node.inputs if v is not None]
+    return frozenset(after)
 
 
 def _inner(part: RouterSlice, run: SliceRun, end: str, kind: str, count: int) -> list[str]:
@@ -73,6 +95,8 @@ def ingredients(part: RouterSlice, run: SliceRun) -> Ingredients:
         top_k=part.top_k,
         biases=dict(itertools.islice(biases.items(), _MAX_BIASES)),
         scalars=frozenset(float(a.reshape(())) for a in floats.values() if a.size == 1),
+        sizes=frozenset(size for value in run.values.values() for size in value.shape),
+        selections=sum(node.op_type in SELECTORS for node in graph),
         counts=counts,
     )
 

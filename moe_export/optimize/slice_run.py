@@ -50,7 +50,7 @@ class SliceRunner:
             if node.op_type == "TopK":
                 node.attributes["sorted"] = ir.AttrInt64("sorted", 1)
             if node.op_type == "Sigmoid":
-                _spell_out_sigmoid(graph, node)
+                spell_out_sigmoid(graph, node)
         self.names = _expose_values(graph)
         self._session = _open(part.model)
 
@@ -130,7 +130,7 @@ def _size(dim: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int:
     return size
 
 
-def _spell_out_sigmoid(graph: ir.Graph, node: ir.Node) -> None:
+def spell_out_sigmoid(graph: ir.Graph, node: ir.Node) -> None:
     """1 / (1 + exp(-x)), which is exact down to where float32 ends."""
     minus = ir.node("Neg", [node.inputs[0]])
     exp = ir.node("Exp", minus.outputs)

@@ -81,7 +81,7 @@ def build_loaded(loaded: LoadedModel, plan: BuildPlan, progress: Progress) -> Bu
         progress.remark(remark)
     library = ort_library_path() if plan.target == "cpu" else None
     progress.stage("recognize")
-    blocks = recognize(loaded, progress)
+    blocks = recognize(loaded, progress).blocks
     progress.stage("capture")
     captured = capture(loaded, blocks, plan, progress)
     progress.stage("lower")

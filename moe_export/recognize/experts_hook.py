@@ -62,7 +62,6 @@ def recognize_hooked_experts(path: str, module: nn.Module) -> MoeBlock:
         kind="experts hook",
         module=module,
         experts=experts,
-        gating=None,
         lowered=lowered,
         layout=layout,
         eager_experts=eager,

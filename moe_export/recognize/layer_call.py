@@ -1,38 +1,130 @@
-"""How a layer is called in the model: one tensor in, one of the same shape out."""
+"""How a layer is called in the model, and calling it again with other tensors."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from moe_export.errors import UnsupportedModelError
 from moe_export.recognize.recorder import Recording
 
 
-def layer_input(where: str, module: nn.Module, record: Recording) -> Tensor:
-    """The tensor that the layer was called with in ``record``.
+@dataclass(frozen=True)
+class LayerCall:
+    """One call of a layer: its tensors, and all else it was called with.
+
+    Attributes:
+        where: The layer's path and class, for errors.
+        module: The layer.
+        leaves: Arguments as a flat list, tensors among them.
+        spec: How the flat list makes ``(args, kwargs)``.
+        slots: Positions of the tensors in ``leaves``.
+        main: Which of the tensors holds the tokens, ``[..., H]``.
+    """
+
+    where: str
+    module: nn.Module
+    leaves: tuple[Any, ...]
+    spec: pytree.TreeSpec
+    slots: tuple[int, ...]
+    main: int
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors of the recorded call."""
+        return [self.leaves[slot] for slot in self.slots]
+
+    @property
+    def x(self) -> Tensor:
+        """The tensor that holds the tokens."""
+        return self.tensors[self.main]
+
+    def arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The same call with other tensors."""
+        leaves = list(self.leaves)
+        for slot, tensor in zip(self.slots, tensors, strict=True):
+            leaves[slot] = tensor
+        args, kwargs = pytree.tree_unflatten(leaves, self.spec)
+        return args, kwargs
+
+    def run(self, tensors: Sequence[Tensor]) -> Any:  # noqa: ANN401 - whatever the layer returns
+        """Call the layer in eager with other tensors."""
+        args, kwargs = self.arguments([t.clone() for t in tensors])
+        with torch.no_grad():
+            return self.module(*args, **kwargs)
+
+    def pick(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The tensors of another call of the same form."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        if spec != self.spec:
+            raise UnsupportedModelError(
+                f"{self.where} is called in two ways: {_say(self.spec)} and {_say(spec)}"
+            )
+        return [leaves[slot] for slot in self.slots]
+
+
+def _say(spec: pytree.TreeSpec) -> str:
+    args, kwargs = spec.children()
+    return f"{args.num_leaves} positional arguments and keywords {list(kwargs.context or [])}"
+
+
+def find_layer_call(path: str, module: nn.Module, record: Recording) -> LayerCall:
+    """How the layer is called in ``record``.
 
     Raises:
-        UnsupportedModelError: the layer takes or gives something else than one float tensor
-            ``[T, H]`` or ``[B, S, H]``.
+        UnsupportedModelError: it never runs, or takes no float tensor ``[..., H]``.
     """
-    name = f"{where} ({type(module).__name__})"
+    where = f"{path or '<root>'} ({type(module).__name__})"
     calls = record.calls.get(module, [])
     if not calls:
-        raise UnsupportedModelError(f"{name} does not run on the example inputs")
-    call = calls[0]
-    given = [value for value in (*call.args, *call.kwargs.values()) if value is not None]
-    if len(given) != 1 or not isinstance(given[0], Tensor):
-        kinds = ", ".join(type(value).__name__ for value in given)
-        raise UnsupportedModelError(f"{name} is called with ({kinds}); one tensor is expected")
-    x = given[0]
-    if not isinstance(call.result, Tensor):
+        raise UnsupportedModelError(f"{where} does not run on the example inputs")
+    leaves, spec = pytree.tree_flatten((calls[0].args, dict(calls[0].kwargs)))
+    slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    floats = [
+        n for n, i in enumerate(slots) if leaves[i].is_floating_point() and leaves[i].dim() >= 2
+    ]
+    if not floats:
+        kinds = ", ".join(type(leaf).__name__ for leaf in leaves)
         raise UnsupportedModelError(
-            f"{name} returns a {type(call.result).__name__}; one tensor is expected. Outputs "
-            "beside it, such as a loss, are not supported yet"
+            f"{where} is called with ({kinds}); a float tensor [..., H] is expected among them"
         )
-    if not x.is_floating_point() or x.dim() not in (2, 3) or call.result.shape != x.shape:
+    opaque = [x for x in leaves if not isinstance(x, Tensor | bool | int | float | str | None)]
+    if opaque:
         raise UnsupportedModelError(
-            f"{name} maps {list(x.shape)} {x.dtype} to {list(call.result.shape)}; a float tensor "
-            "[T, H] or [B, S, H] to one of the same shape is expected"
+            f"{where} is called with a {type(opaque[0]).__name__}, which cannot be probed"
         )
-    return x
+    return LayerCall(where, module, tuple(leaves), spec, tuple(slots), floats[0])
+
+
+@dataclass(frozen=True)
+class OutputForm:
+    """What a layer returns besides tensors: tuples, lists, dicts and dataclasses are understood.
+
+    Attributes:
+        record: The dataclass that is returned, if one is.
+        spec: How a flat list makes the rest.
+    """
+
+    record: type[Any] | None
+    spec: pytree.TreeSpec
+
+    def rebuild(self, leaves: Sequence[Any]) -> Any:  # noqa: ANN401 - what the layer returns
+        """Make a result of this form."""
+        result = pytree.tree_unflatten(list(leaves), self.spec)
+        return result if self.record is None else self.record(**result)
+
+
+def flatten_result(result: Any) -> tuple[list[Any], OutputForm]:  # noqa: ANN401
+    """A layer's result as a flat list, and its form."""
+    record = None
+    if dataclasses.is_dataclass(result) and not isinstance(result, (type, dict)):
+        record = type(result)
+        result = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+    leaves, spec = pytree.tree_flatten(result)
+    return leaves, OutputForm(record, spec)

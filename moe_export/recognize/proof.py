@@ -3,111 +3,202 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from moe_export.errors import UnsupportedModelError
-from moe_export.recognize.block import MoeBlock, Proof, Route, evaluate_lowered
+from moe_export.recognize.block import MoeBlock, Proof, bound
+from moe_export.recognize.layer_call import LayerCall, flatten_result
+from moe_export.recognize.probes import Probes
 from moe_export.tolerances import LAYER_TOLERANCE, relative_error
 
-_PROBE_COUNTS = (1, 3, 17, 64, 256)
+_COUNTS = (1, 3, 17, 64, 256)
 # Tokens that all go to one choice of experts: more than an expert's usual capacity.
 _CROWD = 1024
-_SEARCH_ROWS = 4096
+_SEARCH_ROWS = 2048
+
+
+def check_repeatable(call: LayerCall, tensors: Sequence[Tensor]) -> list[Any]:
+    """The layer's results in eager, flat, which must be the same twice.
+
+    Raises:
+        UnsupportedModelError: eager gives two answers to one input in eval mode.
+    """
+    first, second = (flatten_result(call.run(tensors))[0] for _ in range(2))
+    for a, b in zip(first, second, strict=False):
+        if isinstance(a, Tensor) and not (
+            a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
+        ):
+            raise UnsupportedModelError(
+                f"{call.where}: eager gives two answers to one input in eval mode: it draws "
+                "random numbers or keeps state between calls"
+            )
+    return first
+
+
+def prove_layer(block: MoeBlock, call: LayerCall, probes: Probes) -> MoeBlock:
+    """Compare a whole layer with eager on every probe; return it with its proof.
+
+    Raises:
+        UnsupportedModelError: results differ, or eager's own results change between two calls.
+    """
+    reached: set[int] = set()
+    counts, worst, ran = set[int](), 0.0, 0
+    for tensors in _probe_tensors(block, call, probes):
+        try:
+            expected = check_repeatable(call, tensors)
+        except UnsupportedModelError:
+            raise
+        except Exception:  # eager itself does not take this shape
+            continue
+        ran += 1
+        shape = list(tensors[call.main].shape)
+        found, chosen = _run_lowered(block, call, tensors)
+        reached.update(chosen)
+        worst = max(worst, _compare(block, call, found, expected, shape))
+        counts.add(tensors[call.main].numel() // shape[-1])
+    if not ran:
+        raise UnsupportedModelError(f"{call.where}: eager runs on no shape but the example's")
+    block = dataclasses.replace(block, expert_modules=_counted_modules(block, call, probes))
+    within = [e for e in reached if 0 <= e - block.experts.first_expert < block.experts.num_experts]
+    return dataclasses.replace(block, proof=Proof(tuple(sorted(counts)), len(within), worst))
+
+
+def _run_lowered(
+    block: MoeBlock, call: LayerCall, tensors: Sequence[Tensor]
+) -> tuple[list[Any], list[int]]:
+    """The lowered form's results, flat, and the ids that it chose."""
+    args, kwargs = call.arguments(tensors)
+    with bound([block]), torch.no_grad():
+        try:
+            found = flatten_result(call.run(tensors))[0]
+            ids = [] if block.route is None else block.route(*args, **kwargs)[0].unique().tolist()
+        except RuntimeError as error:
+            raise UnsupportedModelError(
+                f"{call.where}: the {block.kind} form does not run on "
+                f"{list(tensors[call.main].shape)}: {str(error).splitlines()[0]}"
+            ) from error
+    return found, ids
+
+
+def _counted_modules(block: MoeBlock, call: LayerCall, probes: Probes) -> Sequence[nn.Module]:
+    """Eager's expert modules, if each is called with just the rows that are routed to it."""
+    if block.route is None or not block.expert_modules:
+        return ()
+    tensors = probes.make(probes.spread_out(_COUNTS[3]), seed=4)
+    rows = [0] * len(block.expert_modules)
+
+    def counter(index: int) -> Callable[..., None]:
+        def count(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            rows[index] += args[0].numel() // args[0].shape[-1]
+
+        return count
+
+    handles = [
+        expert.register_forward_pre_hook(counter(index))
+        for index, expert in enumerate(block.expert_modules)
+    ]
+    try:
+        call.run(tensors)
+    finally:
+        for handle in handles:
+            handle.remove()
+    args, kwargs = call.arguments(tensors)
+    with bound([block]), torch.no_grad():
+        ids = block.route(*args, **kwargs)[0]
+    routed = [int((ids == e).sum()) for e in range(len(rows))]
+    return block.expert_modules if rows == routed else ()
+
+
+def _compare(
+    block: MoeBlock,
+    call: LayerCall,
+    found: Sequence[Any],
+    expected: Sequence[Any],
+    shape: list[int],
+) -> float:
+    worst = 0.0
+    for index, (mine, eager) in enumerate(zip(found, expected, strict=True)):
+        if not isinstance(eager, Tensor) or index in block.untraceable:
+            continue
+        error = relative_error(mine.numpy(), eager.numpy())
+        if not error <= LAYER_TOLERANCE:
+            part = "" if len(expected) == 1 else f" in result {index}"
+            raise UnsupportedModelError(
+                f"{call.where}: the {block.kind} form differs from eager by {error:.1e} of the "
+                f"largest output{part} on {shape} (allowed {LAYER_TOLERANCE:.0e})"
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def _probe_tensors(block: MoeBlock, call: LayerCall, probes: Probes) -> Iterator[list[Tensor]]:
+    """The example; rows that reach every expert; several token counts; crowds of tokens.
+
+    A layer with a capacity drops most of a crowd.
+    """
+    yield call.tensors
+    num_experts = block.experts.num_experts
+    directions = _directions(call, num_experts)
+    rows = covering_rows(_row_route(block, call, probes), num_experts, call.x, directions)
+    yield probes.with_rows(rows)
+    for count in _COUNTS:
+        yield probes.make(probes.spread_out(count), seed=2)
+    for row in (rows[0], rows[-1]):
+        yield probes.make(probes.spread_out(_CROWD), seed=3, row=row)
+
+
+def _row_route(block: MoeBlock, call: LayerCall, probes: Probes) -> Callable[[Tensor], Tensor]:
+    """Expert ids of rows ``[N, H]``."""
+
+    def route(rows: Tensor) -> Tensor:
+        if block.route is None:
+            return torch.zeros(len(rows), 1, dtype=torch.long)
+        args, kwargs = call.arguments(probes.with_rows(rows))
+        with bound([block]), torch.no_grad():
+            ids: Tensor = block.route(*args, **kwargs)[0]
+        return ids
+
+    return route
+
+
+def _directions(call: LayerCall, num_experts: int) -> Tensor:
+    """The layer's matrices with a row for each expert, such as its gate's."""
+    width = call.x.shape[-1]
+    matrices = [p.detach() for p in call.module.parameters() if p.dim() == 2]
+    matrices += [m.T for m in matrices]
+    fitting = [m for m in matrices if m.shape == (num_experts, width)]
+    return torch.cat([call.x.new_zeros(0, width), *fitting])
 
 
 def covering_rows(
-    route: Route, num_experts: int, like: Tensor, directions: Tensor | None = None
+    route: Callable[[Tensor], Tensor], num_experts: int, like: Tensor, directions: Tensor
 ) -> Tensor:
     """Rows ``[N, H]`` that together reach as many experts as a search finds.
 
     Args:
-        route: The lowered router.
+        route: Expert ids ``[N, K]`` of rows.
         num_experts: Experts to reach.
         like: Rows whose spread the search starts from.
-        directions: Rows that favour one expert each, such as the gate's own weights.
+        directions: ``[N, H]``, each likely to favour one expert.
     """
     generator = torch.Generator().manual_seed(1)
     spread = float(like.std(correction=0)) or 1.0
     missing, kept = set(range(num_experts)), []
+    unit = directions / directions.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     for factor in (1.0, 4.0, 16.0):
         random = torch.randn(_SEARCH_ROWS, like.shape[-1], generator=generator)
-        pool = [random * spread * factor]
-        if directions is not None:
-            unit = directions / directions.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-            pool.append(unit * spread * factor * like.shape[-1] ** 0.5)
-        rows = torch.cat(pool)
-        with torch.no_grad():
-            ids = route(rows)[0]
+        rows = torch.cat([random, unit * like.shape[-1] ** 0.5]) * spread * factor
+        ids = route(rows)
+        if len(ids) != len(rows):
+            break
         for row, chosen in zip(rows, ids.tolist(), strict=True):
             if missing.intersection(chosen):
                 missing.difference_update(chosen)
                 kept.append(row)
         if not missing:
             break
-    return torch.stack(kept) if kept else like[:1]
-
-
-def probe_inputs(like: Tensor, rows: Tensor) -> list[Tensor]:
-    """Inputs of the layer, shaped as ``like``, that show what it does.
-
-    Several token counts; ``rows``, which reach every expert; and crowds of nearly equal tokens, of
-    which a layer with a capacity would drop most.
-    """
-    generator = torch.Generator().manual_seed(2)
-    spread = float(like.std(correction=0)) or 1.0
-    width = like.shape[-1]
-    batched = like.dim() == 3
-    probes = [like, rows.reshape(1, -1, width) if batched else rows]
-    for count in _PROBE_COUNTS:
-        shape = (2, count, width) if batched else (count, width)
-        probes.append(torch.randn(shape, generator=generator) * spread)
-    for row in (rows[0], rows[-1]):
-        shape = (2, _CROWD // 2, width) if batched else (_CROWD, width)
-        probes.append(row + torch.randn(shape, generator=generator) * spread * 1e-3)
-    return probes
-
-
-def check_repeatable(path: str, module: nn.Module, x: Tensor) -> Tensor:
-    """The layer's output on ``x``, which must be the same twice.
-
-    Raises:
-        UnsupportedModelError: eager gives two answers to one input in eval mode.
-    """
-    with torch.no_grad():
-        first: Tensor = module(x)
-        second = module(x)
-    if not torch.equal(first.nan_to_num(), second.nan_to_num()):
-        raise UnsupportedModelError(
-            f"{path or '<root>'}: eager gives two answers to one input in eval mode: it draws "
-            "random numbers or keeps state between calls"
-        )
-    return first
-
-
-def prove_layer(block: MoeBlock, probes: Sequence[Tensor]) -> MoeBlock:
-    """Compare a whole layer with eager on every probe; return it with its proof.
-
-    Raises:
-        UnsupportedModelError: outputs differ, or eager's own output changes between two calls.
-    """
-    reached: set[int] = set()
-    worst = 0.0
-    for x in probes:
-        expected = check_repeatable(block.path, block.module, x)
-        error = relative_error(evaluate_lowered(block, x).numpy(), expected.numpy())
-        if not error <= LAYER_TOLERANCE:
-            raise UnsupportedModelError(
-                f"{block.path or '<root>'} ({type(block.module).__name__}): the {block.kind} form "
-                f"differs from eager by {error:.1e} of the largest output on {list(x.shape)} "
-                f"(allowed {LAYER_TOLERANCE:.0e})"
-            )
-        worst = max(worst, error)
-        if block.route is not None:
-            with torch.no_grad():
-                reached.update(block.route(x.reshape(-1, x.shape[-1]))[0].unique().tolist())
-    within = [e for e in reached if 0 <= e - block.experts.first_expert < block.experts.num_experts]
-    counts = tuple(sorted({x.numel() // x.shape[-1] for x in probes}))
-    return dataclasses.replace(block, proof=Proof(counts, len(within), worst))
+    return torch.stack(kept) if kept else like.reshape(-1, like.shape[-1])[:1]

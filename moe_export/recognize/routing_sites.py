@@ -49,6 +49,30 @@ def find_routing_sites(
     ]
 
 
+def find_quiet_sites(
+    model: nn.Module, record: Recording, handled: Iterable[nn.Module]
+) -> list[RoutingSite]:
+    """Running modules that may run all their experts, or fixed ones: nothing is selected by value.
+
+    Args:
+        model: The model that ``record`` was made from.
+        record: One eager run.
+        handled: Modules that are MoE layers already.
+    """
+    skip, chains = set(handled), _chains(model, record)
+    paths = {module: path for path, module in model.named_modules()}
+    found = [
+        m
+        for m in model.modules()
+        if m in record.calls
+        and not skip.intersection(m.modules())
+        and holds_experts(m, skip, chains)
+    ]
+    inside = {m for s in skip for m in s.modules()}
+    outer = {m for m in found for other in found if other is not m and other in set(m.modules())}
+    return [RoutingSite(paths[m], m, ()) for m in found if m not in outer | inside]
+
+
 def _chains(model: nn.Module, record: Recording) -> set[nn.Module]:
     lists = [m for m in model.modules() if isinstance(m, (nn.ModuleList, nn.ModuleDict))]
     return {m for m in lists if called_in_chain(record, list(m.children()))}

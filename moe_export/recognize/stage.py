@@ -2,41 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
 from moe_export.errors import UnsupportedModelError, UsageError
 from moe_export.progress import Progress
 from moe_export.recognize.block import MoeBlock
+from moe_export.recognize.custom import recognize_custom
 from moe_export.recognize.experts_hook import has_experts_hook, recognize_hooked_experts
-from moe_export.recognize.module_list import recognize_module_list
 from moe_export.recognize.recorder import Recording, recording
 from moe_export.recognize.registered import recognize_registered
 from moe_export.recognize.registry import registered_description
-from moe_export.recognize.routing_sites import RoutingSite, find_routing_sites
+from moe_export.recognize.routing_sites import (
+    RoutingSite,
+    find_quiet_sites,
+    find_routing_sites,
+)
 from moe_export.sources.model import LoadedModel
 
-_HOW = (
-    "Describe the layer with moe_export.register_block (README, 'A layer of your own'), or write "
-    "it as a list of alike experts behind a top-k gate"
-)
+_HOW = "Describe it with moe_export.register_block (README, 'A layer of your own')"
 
 
-def recognize(loaded: LoadedModel, progress: Progress) -> list[MoeBlock]:
+@dataclass(frozen=True)
+class Refusal:
+    """One layer that routes by value and cannot be lowered.
+
+    Attributes:
+        path: The layer's path in the model.
+        reason: What was tried, and how near it came.
+    """
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What was found in a model.
+
+    Attributes:
+        blocks: Layers that can be lowered, in the order of the model's modules.
+        refusals: Layers that cannot.
+    """
+
+    blocks: tuple[MoeBlock, ...]
+    refusals: tuple[Refusal, ...] = ()
+
+
+def recognize(loaded: LoadedModel, progress: Progress, *, keep_going: bool = False) -> Recognition:
     """Recognize and prove every MoE layer that runs on the example inputs.
 
     Args:
         loaded: The model in eval mode.
         progress: Told of every layer and of hooked experts that never run.
+        keep_going: Whether to go on after a layer that cannot be lowered.
 
     Returns:
-        The blocks in the order of the model's modules; at least one.
+        At least one block or refusal; no refusals unless ``keep_going``.
 
     Raises:
         UsageError: the model does not run on the example inputs.
-        UnsupportedModelError: a layer routes in a way that is not recognized, or there is none.
+        UnsupportedModelError: a layer cannot be lowered, or there is none.
     """
+    record = _record(loaded)
+    blocks: dict[nn.Module, MoeBlock] = {}
+    refusals: list[Refusal] = []
+
+    def attempt(path: str, module: nn.Module, find: Callable[[], MoeBlock]) -> None:
+        try:
+            blocks[module] = find()
+        except UnsupportedModelError as error:
+            if not keep_going:
+                raise
+            refusals.append(Refusal(path, str(error)))
+        else:
+            for remark in blocks[module].remarks:
+                progress.remark(f"{path or '<root>'}: {remark}")
+
+    for path, module in progress.track(_described(loaded.model), "layers"):
+        if module not in record.calls:
+            progress.remark(f"{path} never runs on the example inputs: it is left out")
+            continue
+        attempt(path, module, partial(_recognize_described, path, module, record))
+    sites = find_routing_sites(loaded.model, record, blocks)
+    for site in progress.track(sites, "layers"):
+        attempt(site.path, site.module, partial(_recognize_site, site, record))
+    refused = [loaded.model.get_submodule(refusal.path) for refusal in refusals]
+    for site in find_quiet_sites(loaded.model, record, [*blocks, *refused]):
+        with suppress(UnsupportedModelError):  # the exporter takes it as it is
+            blocks[site.module] = recognize_custom(site.path, site.module, record)
+    if not blocks and not refusals:
+        raise UnsupportedModelError(_nothing_found(loaded.model))
+    order = {module: i for i, module in enumerate(loaded.model.modules())}
+    found = sorted(blocks.values(), key=lambda block: order[block.module])
+    return Recognition(tuple(found), tuple(refusals))
+
+
+def _record(loaded: LoadedModel) -> Recording:
     with recording(loaded.model) as record:
         try:
             loaded.run(loaded.inputs)
@@ -45,21 +111,13 @@ def recognize(loaded: LoadedModel, progress: Progress) -> list[MoeBlock]:
                 f"the example inputs do not fit: {error}. Give other sizes or types with --input "
                 "NAME=SIZES[:DTYPE]; ids need :int64"
             ) from error
-    blocks: dict[nn.Module, MoeBlock] = {}
-    for path, module in progress.track(_described(loaded.model), "layers"):
-        if module not in record.calls:
-            progress.remark(f"{path} never runs on the example inputs: it is left out")
-        elif describe := registered_description(module):
-            blocks[module] = recognize_registered(path, module, describe, record)
-        else:
-            blocks[module] = recognize_hooked_experts(path, module)
-    sites = find_routing_sites(loaded.model, record, blocks)
-    for site in progress.track(sites, "layers"):
-        blocks[site.module] = _recognize_site(site, record)
-    if not blocks:
-        raise UnsupportedModelError(_nothing_found(loaded.model))
-    order = {module: i for i, module in enumerate(loaded.model.modules())}
-    return sorted(blocks.values(), key=lambda block: order[block.module])
+    return record
+
+
+def _recognize_described(path: str, module: nn.Module, record: Recording) -> MoeBlock:
+    if describe := registered_description(module):
+        return recognize_registered(path, module, describe, record)
+    return recognize_hooked_experts(path, module)
 
 
 def _described(model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
@@ -77,12 +135,11 @@ def _described(model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
 
 def _recognize_site(site: RoutingSite, record: Recording) -> MoeBlock:
     try:
-        return recognize_module_list(site.path, site.module, record)
+        return recognize_custom(site.path, site.module, record)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(
-            f"{site.path or '<root>'} ({type(site.module).__name__}) routes tokens by value "
-            f"({', '.join(site.operators)}), and is not a form that can be lowered.\n"
-            f"Tried as a list of experts behind a top-k gate: {error}.\n{_HOW}"
+            f"{error}\nIt routes by value ({', '.join(site.operators)}), so that it is not left to "
+            f"the exporter. {_HOW}"
         ) from error
 
 

@@ -28,7 +28,7 @@ class WatchedBlock(Protocol):
 
     @property
     def route(self) -> Any:  # noqa: ANN401 - a callable or None
-        """From rows to ids and weights; None where the module is called with them."""
+        """From the module's arguments to ids and weights; None where they are among them."""
 
     @property
     def eager_experts(self) -> Any:  # noqa: ANN401 - a callable or None
@@ -191,11 +191,11 @@ def _trace(
     result: Tensor,
     taken: list[tuple[Tensor, int | None]],
 ) -> LayerTrace:
-    given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     if block.route is None:
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         ids, weights = given[1], given[2]
     else:
-        ids, weights = block.route(given[0].reshape(-1, given[0].shape[-1]))
+        ids, weights = block.route(*args, **kwargs)
     k = ids.shape[-1]
     ids, weights = ids.reshape(-1, k), weights.reshape(-1, k)
     return LayerTrace(

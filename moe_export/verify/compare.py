@@ -26,9 +26,14 @@ class RoutingComparison:
 
 
 def compare_routing(
-    ids: Array, weights: Array, expected_ids: Array, expected_weights: Array, margin: Array
+    ids: Array,
+    weights: Array,
+    expected_ids: Array,
+    expected_weights: Array,
+    margin: Array,
+    num_experts: int,
 ) -> RoutingComparison:
-    """Compare per token as sets of (id, weight).
+    """Compare per token as sets of (id, weight); ids out of range add nothing and are alike.
 
     Args:
         ids: ``[T, K]`` of the exported model.
@@ -36,7 +41,10 @@ def compare_routing(
         expected_ids: ``[T, K]`` of eager.
         expected_weights: ``[T, K]`` of eager.
         margin: ``[T]``, how far eager's last kept selection score is from the first left out.
+        num_experts: E.
     """
+    ids, weights = _in_range(ids, weights, num_experts)
+    expected_ids, expected_weights = _in_range(expected_ids, expected_weights, num_experts)
     order, expected_order = np.argsort(ids, axis=1), np.argsort(expected_ids, axis=1)
     ids, weights = _reorder(ids, order), _reorder(weights, order)
     expected_ids = _reorder(expected_ids, expected_order)
@@ -51,3 +59,9 @@ def compare_routing(
 def _reorder(values: Array, order: Array) -> Array:
     result: Array = np.take_along_axis(values, order, axis=1)
     return result
+
+
+def _in_range(ids: Array, weights: Array, num_experts: int) -> tuple[Array, Array]:
+    """Every id out of range becomes E, with the weight 0."""
+    valid = (ids >= 0) & (ids < num_experts)
+    return np.where(valid, ids, num_experts), np.where(valid, weights, 0).astype(weights.dtype)

@@ -70,6 +70,7 @@ class Judge:
             eager.expert_ids[kept],
             eager.expert_weights[kept],
             eager.margin[kept],
+            old.num_experts,
         )
         tied = int(routing.tied.sum())
         error = old.output_error

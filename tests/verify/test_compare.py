@@ -39,6 +39,7 @@ def routing(ids, weights, expected_ids, expected_weights, margin):
         np.array([expected_ids]),
         np.array([expected_weights], np.float32),
         np.array([margin], np.float32),
+        num_experts=8,
     )
 
 

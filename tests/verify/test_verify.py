@@ -16,7 +16,7 @@ import moe_export
 from moe_export import pipeline
 from moe_export.cli.report import draw_parity, draw_verdict
 from moe_export.errors import ParityError
-from moe_export.lower.stage import lower
+from moe_export.optimize.stage import optimize
 from moe_export.package.bundle import UnverifiedBundleWarning
 from moe_export.progress import SilentProgress
 from tests.recognize.layers import E, GateModuleStyle, H
@@ -87,12 +87,12 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_wrong_export_fails_and_names_the_layer(fault, monkeypatch, tmp_path):
-    def faulty(captured):
-        lowered = lower(captured)
-        fault(lowered.model)
-        return lowered
+    def faulty(*args):
+        optimized = optimize(*args)
+        fault(optimized.model)
+        return optimized
 
-    monkeypatch.setattr(pipeline, "lower", faulty)
+    monkeypatch.setattr(pipeline, "optimize", faulty)
     torch.manual_seed(0)
     where, what = FAULTS[fault]
     with pytest.raises(ParityError, match=f"(?s){where}.*{what}"):

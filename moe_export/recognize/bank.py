@@ -1,0 +1,97 @@
+"""Experts as recognition sees them, wherever their parameters live."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from moe_export.ops import torch_ops
+from moe_export.ops.layout import SourceLayout
+from moe_export.ops.spec import GroupedExperts
+from moe_export.recognize.unfused import UnfusedExperts
+
+
+@dataclass(frozen=True)
+class ExpertBank:
+    """E experts that one call of an op, or one chain of ops, computes.
+
+    Attributes:
+        label: Where they are in the layer, for people.
+        form: What the ops compute.
+        tensors: Stacked weights and biases by name, ``[E, ...]`` in ``layout``.
+        layout: How the weights are stored.
+        modules: Eager's expert modules, where experts are modules.
+    """
+
+    label: str
+    form: GroupedExperts | UnfusedExperts
+    tensors: Mapping[str, Tensor]
+    layout: SourceLayout = field(default_factory=SourceLayout)
+    modules: Sequence[nn.Module] = ()
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.form.num_experts
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Widths of the rows that go in and come out."""
+        if isinstance(self.form, UnfusedExperts):
+            return self.form.hidden_size, self.form.output_size
+        return self.form.hidden_size, self.form.hidden_size
+
+    def lower(
+        self, rows: Tensor, ids: Tensor, weights: Tensor, tensors: Sequence[Tensor], path: str
+    ) -> Tensor:
+        """The experts' weighted sum ``[T, N]`` through the ops of the contract.
+
+        Args:
+            rows: ``[T, H]``.
+            ids: ``[T, K]``; an id out of range adds nothing.
+            weights: ``[T, K]``.
+            tensors: ``self.tensors``' values, in their order.
+            path: The layer's path.
+        """
+        if isinstance(self.form, UnfusedExperts):
+            return self.form.lower(
+                rows, ids, weights, dict(zip(self.tensors, tensors, strict=True)), path
+            )
+        return torch_ops.grouped_experts(
+            [rows, ids, weights, *tensors], self.form, self.layout, path=path
+        )
+
+    def outputs(self, rows: Tensor) -> Tensor:
+        """Every expert on every row, ``[E, N, out]``."""
+        with torch.no_grad():
+            return torch.stack([self.expert(e, rows) for e in range(self.num_experts)])
+
+    def expert(self, index: int, rows: Tensor) -> Tensor:
+        """One expert on ``rows [N, H]``."""
+        if isinstance(self.form, UnfusedExperts):
+            return self.form.run({n: t[index] for n, t in self.tensors.items()}, rows)
+        one = {
+            name: self.layout.to_row_major(name, t[index : index + 1])[0]
+            for name, t in self.tensors.items()
+        }
+        return torch_ops.expert_ffn(rows, one, self.form)
+
+    def eager(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        """Eager's own experts under a given routing; None where they are not modules."""
+        if not self.modules:
+            return None
+
+        def run(x: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
+            y = x.new_zeros(len(x), self.sizes[1])
+            with torch.no_grad():
+                for e, expert in enumerate(self.modules):
+                    token, slot = (expert_ids == e).nonzero(as_tuple=True)
+                    if len(token):
+                        out = expert(x[token]).reshape(len(token), -1)
+                        y.index_add_(0, token, out * expert_weights[token, slot, None])
+            return y
+
+        return run

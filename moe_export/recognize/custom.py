@@ -1,0 +1,196 @@
+"""A layer of anyone's: traced, explained by its experts, rebuilt around them, and proved."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from moe_export.errors import UnsupportedModelError
+from moe_export.recognize.bank import ExpertBank
+from moe_export.recognize.block import MoeBlock
+from moe_export.recognize.candidates import Candidates
+from moe_export.recognize.expert_modules import bank_of_modules
+from moe_export.recognize.expert_parameters import banks_of_parameters
+from moe_export.recognize.layer import RebuiltLayer, rebuild_layer
+from moe_export.recognize.layer_call import LayerCall, find_layer_call
+from moe_export.recognize.match import find_matches
+from moe_export.recognize.probes import Probes
+from moe_export.recognize.program import Alignment
+from moe_export.recognize.proof import check_repeatable, prove_layer
+from moe_export.recognize.recorder import Recording
+from moe_export.recognize.sizes import Point
+from moe_export.recognize.structure import expert_lists
+from moe_export.recognize.trace import Trace, trace_layer
+
+# Explanations of one bank that are tried before it is given up.
+_MAX_MATCHES = 6
+
+
+@dataclass
+class Attempts:
+    """What was tried on a layer, for its refusal.
+
+    Attributes:
+        reasons: Why each attempt failed.
+        matched: Whether some experts explained the traces, though no proof came of it.
+    """
+
+    reasons: list[str] = field(default_factory=list)
+    matched: bool = False
+
+    def note(self, reason: object) -> None:
+        """Keep a reason once."""
+        if str(reason) not in self.reasons:
+            self.reasons.append(str(reason))
+
+
+def recognize_custom(path: str, module: nn.Module, record: Recording) -> MoeBlock:
+    """Find the experts and the routing of a layer in its traces, and prove the rebuilt layer.
+
+    Args:
+        path: The layer's path in the model.
+        module: The layer.
+        record: The eager run in which it was found.
+
+    Raises:
+        UnsupportedModelError: nothing that was tried explains the layer; says what was tried.
+    """
+    call = find_layer_call(path, module, record)
+    check_repeatable(call, call.tensors)
+    probes = Probes(call)
+    attempts = Attempts()
+    banks = list(_module_banks(call, path, record, attempts))
+    for points in (probes.points(), probes.points() + probes.more_points()):
+        # Few shapes explain most layers; a capacity, or a smallest size, takes more.
+        candidates = Candidates(_trace(call, probes, points))
+        before = len(attempts.reasons)
+        parameters = _parameter_banks(call, candidates.alignment, banks)
+        for bank in itertools.chain(banks, parameters):
+            block = _explain(call, path, candidates, bank, probes, attempts)
+            if block is not None:
+                return block
+        if not attempts.matched:
+            break
+        del attempts.reasons[before:]
+    raise UnsupportedModelError(
+        f"{call.where} is not explained by its experts:{_say(attempts, record, banks)}"
+    )
+
+
+def _trace(call: LayerCall, probes: Probes, points: Sequence[Point]) -> Alignment:
+    """Traces at the shapes that eager takes, and one of a crowd of tokens."""
+    traces: list[Trace] = []
+    taken: list[Point] = []
+    for point in points:
+        try:
+            traces.append(trace_layer(call, probes.make(point)))
+        except UnsupportedModelError:
+            if not traces:
+                raise
+            continue  # eager itself may not take so few tokens
+        taken.append(point)
+    row = call.x.reshape(-1, call.x.shape[-1])[0]
+    crowd = probes.crowd_point()
+    traces.append(trace_layer(call, probes.make(crowd, row=row)))
+    return Alignment(traces, [*taken, crowd])
+
+
+def _explain(
+    call: LayerCall,
+    path: str,
+    candidates: Candidates,
+    bank: ExpertBank,
+    probes: Probes,
+    attempts: Attempts,
+) -> MoeBlock | None:
+    matched = False
+    for match in itertools.islice(find_matches(candidates, bank), _MAX_MATCHES):
+        matched = attempts.matched = True
+        try:
+            rebuilt = rebuild_layer(call, path, candidates.alignment, match)
+            return prove_layer(_block(rebuilt), call, probes)
+        except UnsupportedModelError as error:
+            attempts.note(error)
+    if not matched and bank.modules:
+        attempts.note(
+            f"{bank.label}: no weighted sum of the {bank.num_experts} experts, under any routing "
+            "that the layer computes, is what it makes of them"
+        )
+    return None
+
+
+def _block(rebuilt: RebuiltLayer) -> MoeBlock:
+    bank = rebuilt.match.bank
+    return MoeBlock(
+        path=rebuilt.path,
+        kind="module list" if bank.modules else "parameters",
+        module=rebuilt.call.module,
+        experts=bank.form,
+        lowered=rebuilt.forward,
+        layout=bank.layout,
+        parameters=rebuilt.tensors,
+        route=rebuilt.route,
+        eager_experts=bank.eager(),
+        expert_modules=bank.modules,
+        sums_experts=rebuilt.returns_sum,
+        untraceable=rebuilt.untraceable,
+        remarks=rebuilt.remarks,
+    )
+
+
+def _module_banks(
+    call: LayerCall, path: str, record: Recording, attempts: Attempts
+) -> Iterator[ExpertBank]:
+    lists = sorted(expert_lists(call.module), key=lambda found: -len(found[1]))
+    for name, experts in lists:
+        width = _called_width(experts, record)
+        if width is None:
+            continue
+        label = f"{path}.{name}".strip(".")
+        try:
+            yield bank_of_modules(label, experts, width)
+        except UnsupportedModelError as error:
+            attempts.note(error)
+
+
+def _called_width(experts: list[nn.Module], record: Recording) -> int | None:
+    """Width of the rows that experts are called with; None where they are never called."""
+    for expert in experts:
+        for call in record.calls.get(expert, []):
+            if call.args and isinstance(call.args[0], Tensor) and call.args[0].dim() >= 2:
+                return int(call.args[0].shape[-1])
+    return None
+
+
+def _parameter_banks(
+    call: LayerCall, alignment: Alignment, banks: Sequence[ExpertBank]
+) -> Iterator[ExpertBank]:
+    if banks:
+        return  # the experts are modules, and were understood
+    width = call.x.shape[-1]
+    seen = {
+        v.tensor.shape[-1]
+        for v in alignment.traces[0].values
+        if v.tensor.is_floating_point() and v.tensor.dim() >= 2 and v.leaf is None
+    }
+    others = sorted(seen - {width}, reverse=True)
+    yield from banks_of_parameters(call.module, [width, *others])
+
+
+def _say(attempts: Attempts, record: Recording, banks: Sequence[ExpertBank]) -> str:
+    """What was tried, one line each."""
+    reasons = list(attempts.reasons)
+    for bank in banks:
+        ran = [e for e, expert in enumerate(bank.modules) if record.calls.get(expert)]
+        if 0 < len(ran) < bank.num_experts:
+            shown = ", ".join(map(str, ran[:8]))
+            reasons.append(
+                f"eager ran only experts {shown} of {bank.num_experts} in {bank.label} on the "
+                "example inputs"
+            )
+    if not reasons:
+        reasons = ["no list of alike modules, and no parameters stacked by expert, explain it"]
+    return "".join(f"\n  - {reason}" for reason in reasons)

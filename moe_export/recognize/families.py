@@ -1,0 +1,107 @@
+"""Parameters that come once for each expert: stacked in one tensor, or numbered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from moe_export.recognize.structure import expert_lists
+
+_NUMBER = re.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class ParameterFamily:
+    """One parameter of every expert.
+
+    Attributes:
+        name: Where it is, ``#`` for the expert's number.
+        tensor: ``[E, a, b]`` for matrices, ``[E, a]`` for vectors; a view where it is stored so.
+    """
+
+    name: str
+    tensor: Tensor
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether each expert has a matrix of it."""
+        return self.tensor.dim() == 3
+
+
+def expert_counts(module: nn.Module) -> list[int]:
+    """How many experts the layer's parameters may be for, the likeliest first."""
+    counts: dict[int, int] = {}
+    for parameter in module.parameters():
+        if parameter.dim() == 3 and parameter.shape[0] >= 2:
+            counts[parameter.shape[0]] = counts.get(parameter.shape[0], 0) + 2
+    for members in _numbered(module).values():
+        counts[len(members)] = counts.get(len(members), 0) + 1
+    return sorted((c for c, seen in counts.items() if seen >= 2), key=lambda c: -c)
+
+
+def parameter_families(
+    module: nn.Module, num_experts: int, widths: Sequence[int]
+) -> list[ParameterFamily]:
+    """Every parameter that may come once for each of E experts.
+
+    Args:
+        module: The layer.
+        num_experts: E.
+        widths: Widths of rows in the layer: a flattened matrix must have one of them.
+    """
+    found = list(_stacked(module, num_experts, widths))
+    for name, members in _numbered(module).items():
+        if len(members) == num_experts:
+            found += _family(name, torch.stack([m.detach() for m in members]))
+    return found
+
+
+def _stacked(
+    module: nn.Module, num_experts: int, widths: Sequence[int]
+) -> Iterator[ParameterFamily]:
+    for name, parameter in (*module.named_parameters(), *module.named_buffers()):
+        tensor = parameter.detach()
+        if not tensor.is_floating_point() or tensor.dim() < 2:
+            continue
+        if tensor.shape[0] == num_experts:
+            yield from _family(name, tensor)
+        elif tensor.dim() == 2 and tensor.shape[0] % num_experts == 0 and tensor.shape[1] in widths:
+            # Experts below each other in one matrix.
+            yield ParameterFamily(name, tensor.reshape(num_experts, -1, tensor.shape[1]))
+
+
+def _family(name: str, tensor: Tensor) -> Iterator[ParameterFamily]:
+    if tensor.dim() == 3 and 1 not in tensor.shape[1:]:
+        yield ParameterFamily(name, tensor)
+    elif tensor.dim() == 3:
+        yield ParameterFamily(name, tensor.flatten(1))
+    elif tensor.dim() == 2:
+        yield ParameterFamily(name, tensor)
+    elif tensor.dim() == 4 and tensor.shape[1] == 1:
+        yield from _family(name, tensor.squeeze(1))
+
+
+def _numbered(module: nn.Module) -> dict[str, list[Tensor]]:
+    """Parameters whose names differ in one number, 0 to E-1, and those of lists' members."""
+    groups: dict[str, dict[int, Tensor]] = {}
+    for name, parameter in module.named_parameters():
+        for number in _NUMBER.finditer(name):
+            pattern = f"{name[: number.start()]}#{name[number.end() :]}"
+            groups.setdefault(pattern, {})[int(number.group())] = parameter
+    found = {
+        pattern: [members[n] for n in sorted(members)]
+        for pattern, members in groups.items()
+        if len(members) >= 2 and max(members) - min(members) == len(members) - 1
+    }
+    for path, experts in expert_lists(module):
+        for name, _ in experts[0].named_parameters():
+            found.setdefault(f"{path}.#.{name}", [e.get_parameter(name) for e in experts])
+    return {
+        pattern: members
+        for pattern, members in found.items()
+        if all(m.shape == members[0].shape for m in members)
+    }

@@ -1,0 +1,198 @@
+"""A layer rebuilt: its own operators around the experts, the experts through the contract's ops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_export.errors import UnsupportedModelError
+from moe_export.recognize.block import parameter_name
+from moe_export.recognize.layer_call import LayerCall, OutputForm
+from moe_export.recognize.match import Match
+from moe_export.recognize.program import (
+    EXPERTS,
+    Alignment,
+    Environment,
+    Program,
+    constants,
+)
+from moe_export.recognize.routing import SlotRouting
+from moe_export.recognize.sizes import Size, fit_number
+from moe_export.recognize.trace import Ref
+
+_MAX_CUTS = 8
+
+
+@dataclass(frozen=True)
+class RebuiltLayer:
+    """The lowered form of one layer.
+
+    Attributes:
+        call: How the layer is called.
+        path: Its path in the model.
+        match: Where the experts are.
+        head: From the inputs to the experts' rows and routing.
+        tail: From the experts' sum to the results.
+        sum_shape: Shape of the value that the experts' sum replaces.
+        results: Identities of the results; plain values as they are; ``Untraceable`` otherwise.
+        form: How results are returned.
+        tensors: What is registered on the layer while bound.
+    """
+
+    call: LayerCall
+    path: str
+    match: Match
+    head: Program
+    tail: Program
+    sum_shape: tuple[Any, ...]
+    results: tuple[Any, ...]
+    form: OutputForm
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever eager takes
+        """What eager's ``forward`` computes; traceable by ``torch.export``."""
+        environment, rows, ids, weights = self._enter(args, kwargs)
+        module, bank = self.call.module, self.match.bank
+        stacked = [getattr(module, parameter_name(name)) for name in bank.tensors]
+        y = bank.lower(rows, ids, weights, stacked, self.path)
+        if self.match.idle:
+            served = ((ids >= 0) & (ids < bank.num_experts)).any(1, keepdim=True)
+            y = torch.where(served, y, rows)
+        environment.tensors[EXPERTS] = self._place(y, environment.point)
+        self.tail.run(module, environment)
+        return self.form.rebuild([self._result(r, environment) for r in self.results])
+
+    def route(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        """Expert ids and weights ``[T, K]`` of a call."""
+        _, _, ids, weights = self._enter(args, kwargs)
+        return ids, weights
+
+    @property
+    def returns_sum(self) -> bool:
+        """Whether the layer returns the weighted sum and nothing else."""
+        by_token = not isinstance(self.match.routing, SlotRouting) and not self.match.idle
+        return by_token and not self.tail.nodes and self.results == (EXPERTS,)
+
+    @property
+    def untraceable(self) -> frozenset[int]:
+        """Results that the lowered form does not compute."""
+        return frozenset(n for n, r in enumerate(self.results) if isinstance(r, Untraceable))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know about how the layer was read."""
+        sizes = dict.fromkeys(str(size) for size in (*self.head.sizes, *self.tail.sizes))
+        found = [f"a size of {size} was inferred from eager's numbers" for size in sizes]
+        for number in sorted(self.untraceable):
+            reason = self.results[number].reason
+            found.append(f"result {number} is not computed in the export: {reason}")
+        return tuple(found)
+
+    def _enter(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Environment, Tensor, Tensor, Tensor]:
+        tensors = self.call.pick(args, kwargs)
+        point = tuple(tensors[self.call.main].shape[:-1])
+        environment = Environment({("leaf", "input", n): t for n, t in enumerate(tensors)}, point)
+        module, match = self.call.module, self.match
+        self.head.run(module, environment)
+        rows = self.head.read(match.rows, module, environment)
+        if isinstance(match.routing, SlotRouting):
+            rows = rows.movedim(match.routing.axis, 0)
+        rows = rows.reshape(-1, rows.shape[-1])
+        values = [self.head.read(v, module, environment) for v in match.routing.values]
+        num_experts = match.bank.num_experts
+        ids, weights = match.routing.read(values, point, rows.shape[0], num_experts)
+        return environment, rows, ids, weights
+
+    def _place(self, y: Tensor, point: Sequence[Any]) -> Tensor:
+        shape = [size.at(point) if isinstance(size, Size) else size for size in self.sum_shape]
+        if not isinstance(self.match.routing, SlotRouting):
+            return y.reshape(shape)
+        axis = self.match.routing.axis
+        by_expert = [shape[axis], *shape[:axis], *shape[axis + 1 :]]
+        return y.reshape(by_expert).movedim(0, axis)
+
+    def _result(self, result: Any, environment: Environment) -> Any:  # noqa: ANN401
+        if isinstance(result, Untraceable):
+            return result.placeholder()
+        if isinstance(result, tuple):
+            return self.tail.read(result, self.call.module, environment)
+        return result
+
+
+@dataclass(frozen=True)
+class Untraceable:
+    """A result that cannot be computed again: replaced by what no model can use unnoticed.
+
+    Attributes:
+        reason: Why not.
+        like: What it was once.
+    """
+
+    reason: str
+    like: Tensor
+
+    def placeholder(self) -> Tensor:
+        """A tensor of the same type and rank that poisons what is computed from it."""
+        bad = float("nan") if self.like.is_floating_point() else -(2**31) + 1
+        return torch.full_like(self.like, bad) if self.like.dtype != torch.bool else self.like
+
+
+def rebuild_layer(call: LayerCall, path: str, alignment: Alignment, match: Match) -> RebuiltLayer:
+    """Put the experts' ops where ``match`` found their sum.
+
+    Raises:
+        UnsupportedModelError: what lies before or behind the experts cannot be run at any shape.
+    """
+    reason: UnsupportedModelError | None = None
+    for choice in range(min(_MAX_CUTS, *(len(s) for s in match.sums))):
+        cuts = [sums[choice] for sums in match.sums]
+        try:
+            return _rebuild(call, path, alignment.cut(cuts), match)
+        except UnsupportedModelError as error:
+            reason = reason or error
+    assert reason is not None  # a match has at least one sum in each trace
+    raise reason
+
+
+def _rebuild(call: LayerCall, path: str, alignment: Alignment, match: Match) -> RebuiltLayer:
+    head = Program(alignment, [match.rows, *match.routing.values])
+    given = [EXPERTS, *(output for node in head.nodes for output in node.outputs)]
+    trace = alignment.traces[0]
+    results: list[Any] = []
+    first_reason: UnsupportedModelError | None = None
+    for leaf in trace.results:
+        if not isinstance(leaf, Ref):
+            results.append(leaf)
+            continue
+        identity = alignment.identity(leaf.value)
+        try:
+            Program(alignment, [identity], given)
+        except UnsupportedModelError as error:
+            first_reason = first_reason or error
+            results.append(Untraceable(str(error), trace.values[leaf.value].tensor))
+        else:
+            results.append(identity)
+    tail = Program(alignment, [r for r in results if isinstance(r, tuple)], given)
+    if not tail.taken([EXPERTS]) and EXPERTS not in results:
+        raise first_reason or UnsupportedModelError("its results do not come from these experts")
+    sums = [alignment.tensor(EXPERTS, n) for n in range(len(alignment.traces))]
+    shapes = [tuple(t.shape) for t in sums if t is not None]
+    sum_shape = tuple(fit_number(sizes, alignment.points) for sizes in zip(*shapes, strict=True))
+    if None in sum_shape:
+        raise UnsupportedModelError(f"the experts' sum has sizes {shapes} that are not explained")
+    tail.join_linear_layers([r for r in results if isinstance(r, tuple)])
+    head.join_linear_layers(
+        [match.rows, *match.routing.values, *tail.taken([o for n in head.nodes for o in n.outputs])]
+    )
+    assert trace.form is not None  # set by tracing
+    tensors = {parameter_name(n): t for n, t in match.bank.tensors.items()}
+    tensors |= constants(alignment, [head, tail])
+    return RebuiltLayer(
+        call, path, match, head, tail, sum_shape, tuple(results), trace.form, tensors
+    )

@@ -33,11 +33,25 @@ WIDTH = 2
 
 @dataclass(frozen=True)
 class Router:
-    """A router under test: ``[T, E]`` logits to ids and weights, both ``[T, K]``."""
+    """A router under test: ``[T, E]`` logits to ids and weights, both ``[T, K]``.
+
+    Attributes:
+        route: The router.
+        num_experts: E.
+        stored: Tensors that it reads, by argument.
+        samples: Whether its logits are ``[B, S, E]`` with as many samples.
+    """
 
     route: Callable
     num_experts: int = 8
     stored: Mapping[str, torch.Tensor] | None = None
+    samples: int | None = None
+
+    def shaped(self, logits):
+        """``[T, E]`` as the router takes it."""
+        return (
+            logits if self.samples is None else logits.reshape(self.samples, -1, self.num_experts)
+        )
 
 
 class Layer(nn.Module):
@@ -61,7 +75,7 @@ class Layer(nn.Module):
             logits, **{k: getattr(self, k) for k in self.router.stored or {}}
         )
         ids, weights = routed
-        tensors = [x, ids, weights, self.up, self.down]
+        tensors = [x.reshape(-1, x.shape[-1]), ids, weights, self.up, self.down]
         return grouped_experts(tensors, self.attributes, path=self.name)
 
 
@@ -87,7 +101,7 @@ class Fused:
 
     def routing(self, name, logits, folder):
         """What the graph routes for ``logits`` before and after, ``[T, E]`` each."""
-        num_experts = logits.shape[1]
+        num_experts = logits.shape[-1]
         return (
             dense(*run_routing(self.before, self.plain[name], logits, folder), num_experts),
             dense(*run_routing(self.after, self.layers[name], logits, folder), num_experts),
@@ -114,12 +128,13 @@ def run_routing(model, layer, logits, folder):
 def lowered_model(routers: Mapping[str, Router]) -> LoweredModel:
     """All routers in one graph, lowered."""
     model = Model(routers).eval()
-    inputs = tuple(torch.randn(5, router.num_experts) for router in routers.values())
-    tokens = [torch.export.Dim(f"t{i}") for i in range(len(inputs))]
+    inputs = tuple(r.shaped(torch.randn(12, r.num_experts)) for r in routers.values())
+    shapes = tuple(
+        {axis: torch.export.Dim(f"axis{axis}_{i}") for axis in range(x.dim() - 1)}
+        for i, x in enumerate(inputs)
+    )
     with torch.no_grad():
-        program = torch.export.export(
-            model, inputs, dynamic_shapes=(tuple({0: t} for t in tokens),), strict=False
-        )
+        program = torch.export.export(model, inputs, dynamic_shapes=(shapes,), strict=False)
         graph = torch.onnx.export(
             program,
             input_names=[f"x_{name}" for name in routers],
@@ -157,7 +172,8 @@ def dense(ids, weights, num_experts):
 def eager_routing(router, logits):
     """The router's own answer, ``[T, E]``."""
     with torch.no_grad():
-        ids, weights = router.route(torch.from_numpy(logits), **(router.stored or {}))
+        logits = router.shaped(torch.from_numpy(logits))
+        ids, weights = router.route(logits, **(router.stored or {}))
     return dense(ids.numpy(), weights.numpy(), router.num_experts)
 
 
@@ -166,7 +182,7 @@ def wrong_rows(fused, name, router, logits, folder):
 
     The graph before is asked too, since eager's choice between exact ties is anyone's.
     """
-    before, after = fused.routing(name, logits, folder)
+    before, after = fused.routing(name, router.shaped(logits), folder)
     eager = eager_routing(router, logits)
     size = np.maximum(np.abs(after), np.abs(eager))
     with np.errstate(invalid="ignore"):

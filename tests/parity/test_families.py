@@ -48,6 +48,25 @@ def test_build_verifies_it(exported):
     assert all(layer["experts_run"] == layer["num_experts"] for layer in parity["layers"])
 
 
+ROUTERS = {
+    "deepseek_v2": "softmax top-3, 2 of 4 groups by their best, others 0, x 1.5",
+    "deepseek_v3": "sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized, x 2.5",
+    "gpt_oss": "top-2, softmax of the chosen",
+    "granitemoe": "top-2, softmax of the chosen",
+    "mixtral": "softmax top-2, renormalized",
+    "olmoe": "softmax top-4",
+    "qwen2_moe": "softmax top-2",
+    "qwen3_moe": "softmax top-4, renormalized",
+}
+
+
+def test_router_is_fused(exported, request):
+    family = request.node.callspec.params["exported"]
+    layers = exported[1].manifest.layers
+    assert [layer["routing"] for layer in layers] == [ROUTERS[family]] * 2
+    assert all(layer["router"] == "TopKGating" for layer in layers)
+
+
 @pytest.mark.parametrize("side", [None, "left", "right"])
 @pytest.mark.parametrize("batch", [1, 2, 3])
 @pytest.mark.parametrize("length", [1, 2, 13, 40])

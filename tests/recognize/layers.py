@@ -1,4 +1,4 @@
-"""MoE layers as different authors write them: a list of experts behind a top-k gate."""
+"""MoE layers as different authors write them: experts behind a gate, and what stands around."""
 
 from __future__ import annotations
 
@@ -172,41 +172,6 @@ class GateModuleStyle(nn.Module):
         return out
 
 
-# Layer, input shape, and what it must be recognized as.
-RECOGNIZED = {
-    "mixtral": (
-        MixtralStyle,
-        (2, 5, H),
-        {"gated": True, "activation": "silu", "has_bias": False},
-        {"top_k": 2, "scale": 1.0},
-    ),
-    "makemoe": (
-        MakeMoeStyle,
-        (2, 5, H),
-        {"gated": False, "activation": "relu", "has_bias": True},
-        {"top_k": 2},
-    ),
-    "switch": (
-        SwitchStyle,
-        (9, H),
-        {"gated": False, "activation": "gelu_tanh", "has_bias": False},
-        {"top_k": 1, "score_function": "softmax", "renormalize": False},
-    ),
-    "sigmoid": (
-        SigmoidStyle,
-        (9, H),
-        {"gated": False, "activation": "relu2", "has_bias": True},
-        {"top_k": 3, "score_function": "sigmoid", "renormalize": True, "scale": 2.5},
-    ),
-    "gate module": (
-        GateModuleStyle,
-        (9, H),
-        {"gated": False, "activation": "relu", "has_bias": True},
-        {"top_k": 2, "score_function": "softmax", "renormalize": False},
-    ),
-}
-
-
 class Residual(GateModuleStyle):
     def forward(self, x):
         return x + super().forward(x)
@@ -318,7 +283,7 @@ class TanhExperts(MixtralStyle):
 
 
 class ThresholdWeights(GateModuleStyle):
-    """Weights are squared probabilities: no gating of the contract."""
+    """Weights are squared where they are used: no value of the layer holds them by token."""
 
     def forward(self, x):
         weights, ids = self.gate(x)
@@ -344,20 +309,55 @@ class StackedParameters(nn.Module):
         return torch.einsum("tki,tkih,tk->th", h, self.down[ids], weights)
 
 
+_RELU = {"gated": False, "activation": "relu", "has_bias": True}
+
+# Layer, input shape, attributes of its ``GroupedExperts`` or operators of its unfused experts, K.
+RECOGNIZED = {
+    "mixtral": (
+        MixtralStyle,
+        (2, 5, H),
+        {"gated": True, "activation": "silu", "has_bias": False, "intermediate_size": 32},
+        2,
+    ),
+    "makemoe": (MakeMoeStyle, (2, 5, H), _RELU, 2),
+    "switch": (
+        SwitchStyle,
+        (9, H),
+        {"gated": False, "activation": "gelu_tanh", "has_bias": False},
+        1,
+    ),
+    "sigmoid": (
+        SigmoidStyle,
+        (9, H),
+        {"gated": False, "activation": "relu2", "has_bias": True, "intermediate_size": H},
+        3,
+    ),
+    "gate module": (GateModuleStyle, (9, H), _RELU, 2),
+    "residual inside": (Residual, (9, H), _RELU, 2),
+    "loss beside the output": (WithLoss, (9, H), _RELU, 2),
+    "dense": (Dense, (9, H), _RELU, 2),
+    "normed input": (NormedInput, (9, H), _RELU, 2),
+    "residual experts": (ResidualExperts, (2, 5, H), "addmm, relu, add", 2),
+    "tanh experts": (TanhExperts, (2, 5, H), "addmm, tanh", 2),
+    "stacked parameters": (
+        StackedParameters,
+        (9, H),
+        {"gated": False, "activation": "relu", "has_bias": False},
+        2,
+    ),
+}
+
 # Layer, input shape, and what its refusal must say.
 REFUSED = {
-    "residual inside": (Residual, (9, H), "not a weighted sum of its experts"),
     "noise in eval": (Noisy, (9, H), "two answers to one input"),
-    "loss beside the output": (WithLoss, (9, H), "returns a tuple"),
     "state between calls": (Stateful, (9, H), "two answers to one input"),
-    "capacity": (Capacity, (9, H), "to 2 experts"),
-    "large capacity": (LargeCapacity, (9, H), r"differs from eager by"),
-    "capacity factor": (CapacityFactor, (9, H), r"differs from eager by"),
-    "expert choice": (ExpertChoice, (9, H), "tokens are sent to 0"),
-    "dense": (Dense, (9, H), "every expert runs on every token"),
-    "normed input": (NormedInput, (9, H), "not called with rows of the layer's input"),
-    "residual experts": (ResidualExperts, (2, 5, H), "is not the FFN"),
-    "tanh experts": (TanhExperts, (2, 5, H), "no activation of the contract.*nearest"),
-    "squared weights": (ThresholdWeights, (9, H), "weights off by"),
-    "stacked parameters": (StackedParameters, (9, H), "found 0"),
+}
+
+# Layers that may be refused, but never be wrong, whatever the number of tokens and their crowds.
+RIGHT_OR_REFUSED = {
+    "capacity": (Capacity, (9, H)),
+    "large capacity": (LargeCapacity, (9, H)),
+    "capacity factor": (CapacityFactor, (9, H)),
+    "expert choice": (ExpertChoice, (9, H)),
+    "squared weights": (ThresholdWeights, (9, H)),
 }

@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 import moe_export
 from moe_export.errors import ContractError, UnsupportedModelError, UsageError
 from moe_export.recognize import registry
-from tests.recognize.test_module_list import find_blocks
+from tests.recognize.common import find_blocks
 
 H, INNER, E = 16, 12, 5
 

@@ -24,6 +24,8 @@ class ExpertBank:
         tensors: Stacked weights and biases by name, ``[E, ...]`` in ``layout``.
         layout: How the weights are stored.
         modules: Eager's expert modules, where experts are modules.
+        copies: Ids of experts that give their row back.
+        zeros: Ids of experts that give nothing.
     """
 
     label: str
@@ -31,11 +33,13 @@ class ExpertBank:
     tensors: Mapping[str, Tensor]
     layout: SourceLayout = field(default_factory=SourceLayout)
     modules: Sequence[nn.Module] = ()
+    copies: tuple[int, ...] = ()
+    zeros: tuple[int, ...] = ()
 
     @property
     def num_experts(self) -> int:
-        """E."""
-        return self.form.num_experts
+        """E, with experts that compute nothing."""
+        return self.form.num_experts + len(self.copies) + len(self.zeros)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -57,12 +61,14 @@ class ExpertBank:
             path: The layer's path.
         """
         if isinstance(self.form, UnfusedExperts):
-            return self.form.lower(
-                rows, ids, weights, dict(zip(self.tensors, tensors, strict=True)), path
-            )
-        return torch_ops.grouped_experts(
-            [rows, ids, weights, *tensors], self.form, self.layout, path=path
-        )
+            named = dict(zip(self.tensors, tensors, strict=True))
+            y = self.form.lower(rows, ids, weights, named, path)
+        else:
+            given = [rows, ids, weights, *tensors]
+            y = torch_ops.grouped_experts(given, self.form, self.layout, path=path)
+        for copy in self.copies:
+            y = y + rows * (weights * (ids == copy)).sum(1, keepdim=True)
+        return y
 
     def outputs(self, rows: Tensor) -> Tensor:
         """Every expert on every row, ``[E, N, out]``."""
@@ -71,6 +77,11 @@ class ExpertBank:
 
     def expert(self, index: int, rows: Tensor) -> Tensor:
         """One expert on ``rows [N, H]``."""
+        if index in self.copies:
+            return rows
+        if index in self.zeros:
+            return torch.zeros_like(rows)
+        index -= self.form.first_expert
         if isinstance(self.form, UnfusedExperts):
             return self.form.run({n: t[index] for n, t in self.tensors.items()}, rows)
         one = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from moe_export.recognize.program import Alignment, Identity
 from moe_export.recognize.routing import DenseLayout
+from moe_export.recognize.trace import Trace
 
 _SELECTIONS = ("aten::topk", "aten::max.dim", "aten::argmax")
+_CHOICES = (*_SELECTIONS, "aten::_softmax", "aten::sort", "aten::sigmoid")
 _INTEGERS = (torch.int64, torch.int32)
 
 
@@ -164,3 +166,16 @@ def _signature(tensors: tuple[Tensor, ...]) -> bytes:
     parts = [str([t.dtype for t in tensors]).encode()]
     parts += [str(tuple(t.shape)).encode() + t.contiguous().numpy().tobytes() for t in tensors]
     return b"".join(parts)
+
+
+def choices(traces: Sequence[Trace]) -> list[int]:
+    """Sizes of the axes that layers choose along or normalize over, the same in every trace."""
+    found: list[set[int]] = []
+    for trace in traces:
+        sizes = set[int]()
+        for op in trace.ops:
+            if op.func.name() in _CHOICES:
+                tensor = trace.values[op.args[0].value].tensor
+                sizes.update(tensor.shape[-1:])
+        found.append(sizes)
+    return sorted(set.intersection(*found) - {0, 1}) if found else []

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from moe_export.errors import UnsupportedModelError
+from moe_export.ops.spec import GroupedExperts
 from moe_export.recognize.bank import ExpertBank
 from moe_export.recognize.block import MoeBlock
-from moe_export.recognize.candidates import Candidates
+from moe_export.recognize.candidates import Candidates, choices
 from moe_export.recognize.expert_modules import bank_of_modules
 from moe_export.recognize.expert_parameters import banks_of_parameters
 from moe_export.recognize.layer import RebuiltLayer, rebuild_layer
@@ -27,6 +28,8 @@ from moe_export.recognize.trace import Trace, trace_layer
 
 # Explanations of one bank that are tried before it is given up.
 _MAX_MATCHES = 6
+# Readings of a layer's parameters that are tried.
+_MAX_BANKS = 2000
 
 
 @dataclass
@@ -63,10 +66,11 @@ def recognize_custom(path: str, module: nn.Module, record: Recording) -> MoeBloc
     probes = Probes(call)
     attempts = Attempts()
     banks = list(_module_banks(call, path, record, attempts))
+    before = len(attempts.reasons)
     for points in (probes.points(), probes.points() + probes.more_points()):
         # Few shapes explain most layers; a capacity, or a smallest size, takes more.
         candidates = Candidates(_trace(call, probes, points))
-        before = len(attempts.reasons)
+        del attempts.reasons[before:]
         parameters = _parameter_banks(call, candidates.alignment, banks)
         for bank in itertools.chain(banks, parameters):
             block = _explain(call, path, candidates, bank, probes, attempts)
@@ -74,7 +78,6 @@ def recognize_custom(path: str, module: nn.Module, record: Recording) -> MoeBloc
                 return block
         if not attempts.matched:
             break
-        del attempts.reasons[before:]
     raise UnsupportedModelError(
         f"{call.where} is not explained by its experts:{_say(attempts, record, banks)}"
     )
@@ -168,16 +171,12 @@ def _called_width(experts: list[nn.Module], record: Recording) -> int | None:
 def _parameter_banks(
     call: LayerCall, alignment: Alignment, banks: Sequence[ExpertBank]
 ) -> Iterator[ExpertBank]:
-    if banks:
+    if any(isinstance(bank.form, GroupedExperts) for bank in banks):
         return  # the experts are modules, and were understood
     width = call.x.shape[-1]
-    seen = {
-        v.tensor.shape[-1]
-        for v in alignment.traces[0].values
-        if v.tensor.is_floating_point() and v.tensor.dim() >= 2 and v.leaf is None
-    }
-    others = sorted(seen - {width}, reverse=True)
-    yield from banks_of_parameters(call.module, [width, *others])
+    trace, selected = alignment.traces[0], choices(alignment.traces)
+    found = banks_of_parameters(call.module, trace, width, selected)
+    yield from itertools.islice(found, _MAX_BANKS)
 
 
 def _say(attempts: Attempts, record: Recording, banks: Sequence[ExpertBank]) -> str:

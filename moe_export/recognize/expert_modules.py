@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.utils._pytree as pytree
@@ -31,6 +32,11 @@ def bank_of_modules(label: str, experts: Sequence[nn.Module], hidden_size: int) 
     Raises:
         UnsupportedModelError: they compute different things, or something that is not row by row.
     """
+    copies, zeros = _plain_experts(label, experts, hidden_size)
+    computing = [n for n in range(len(experts)) if n not in (*copies, *zeros)]
+    if computing != list(range(computing[0], computing[-1] + 1)):
+        raise UnsupportedModelError(f"{label}: experts that compute do not follow each other")
+    everyone, experts = experts, [experts[n] for n in computing]
     traced = _trace_expert(label, experts[0], hidden_size)
     alignment, rows, result = traced
     own = _own_tensors(alignment, rows, result)
@@ -51,21 +57,45 @@ def bank_of_modules(label: str, experts: Sequence[nn.Module], hidden_size: int) 
         rows=rows,
         result=result,
         stacked=names,
+        first_expert=computing[0],
     )
     bank = find_ffn(alignment, unfused, stacked, label, experts)
     candidates = [bank] if bank else []
     candidates.append(ExpertBank(label, unfused, stacked, modules=tuple(experts)))
     errors = []
     for candidate in candidates:
-        error, worst = _largest_error(candidate, experts)
+        whole = replace(candidate, modules=tuple(everyone), copies=copies, zeros=zeros)
+        error, worst = _largest_error(whole, everyone)
         if error <= LAYER_TOLERANCE:
-            return candidate
+            return whole
         errors.append((error, worst))
     error, worst = min(errors)
     raise UnsupportedModelError(
-        f"{label}.{worst} ({type(experts[worst]).__name__}) computes something else than "
+        f"{label}.{worst} ({type(everyone[worst]).__name__}) computes something else than "
         f"{label}.0 with its parameters: off by {error:.1e} of the largest output"
     )
+
+
+def _plain_experts(
+    label: str, experts: Sequence[nn.Module], width: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Experts without parameters: those that give their row back, and those that give nothing."""
+    rows, copies, zeros = probe_rows(_COUNTS[0], width), [], []
+    for number, expert in enumerate(experts):
+        if any(True for _ in expert.parameters()):
+            continue
+        with torch.no_grad():
+            made = expert(rows)
+        if torch.equal(made, rows):
+            copies.append(number)
+        elif not bool(made.any()):
+            zeros.append(number)
+        else:
+            raise UnsupportedModelError(
+                f"{label}.{number} ({type(expert).__name__}) has no parameters, and neither gives "
+                "its row back nor nothing"
+            )
+    return tuple(copies), tuple(zeros)
 
 
 def probe_rows(count: int, width: int) -> Tensor:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from moe_export.ops.spec import Activation, GroupedExperts
+from moe_export.ops.spec import GroupedExperts
 from moe_export.recognize.bank import ExpertBank
 from moe_export.recognize.families import ParameterFamily, expert_counts, parameter_families
+from moe_export.recognize.inner_constants import Constants
+from moe_export.recognize.pointwise import BEFORE, PointwiseFunctions
+from moe_export.recognize.program import Identity, Node, Program, Slot
+from moe_export.recognize.recorded_products import RecordedProducts
+from moe_export.recognize.trace import Trace
+from moe_export.recognize.unfused import UnfusedExperts
 
-_ALPHAS = (1.0, 1.702)
+_aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -27,62 +32,167 @@ class _Reading:
     up_bias: Tensor | None
     down_bias: Tensor | None
     label: str
+    up_leaves: frozenset[str]
+    down_leaves: frozenset[str]
 
 
-def banks_of_parameters(module: nn.Module, widths: Sequence[int]) -> Iterator[ExpertBank]:
+def banks_of_parameters(
+    module: nn.Module, trace: Trace, width: int, selected: Sequence[int] = ()
+) -> Iterator[ExpertBank]:
     """Every bank that the layer's parameters may be.
 
     Args:
         module: The layer.
-        widths: Widths that the experts' rows may have, the likeliest first.
+        trace: One eager run of it.
+        width: Width of the layer's rows, the likeliest one for the experts' rows.
+        selected: Numbers of things that the layer chooses among.
     """
-    for num_experts in expert_counts(module):
+    products, functions = RecordedProducts(trace), PointwiseFunctions(trace)
+    constants = Constants(trace)
+    for num_experts in expert_counts(module, selected):
+        widths = [width, *(w for w in products.widths if w != width)]
         families = parameter_families(module, num_experts, widths)
-        for width in widths:
-            for reading in _readings(families, width):
-                yield from _banks(reading, num_experts, width)
+        for rows in widths:
+            products.rows_of(rows)
+            for reading in _readings(families, rows, products):
+                yield from _banks(reading, num_experts, rows, constants)
+                unusual = _unfused_bank(reading, num_experts, rows, functions)
+                if unusual is not None:
+                    yield unusual
 
 
-def _banks(reading: _Reading, num_experts: int, width: int) -> Iterator[ExpertBank]:
+def _banks(
+    reading: _Reading, num_experts: int, width: int, constants: Constants
+) -> Iterator[ExpertBank]:
     has_bias = reading.up_bias is not None or reading.down_bias is not None
     tensors = {"up_weight": reading.up, "down_weight": reading.down}
     if has_bias:
         zeros = [reading.up.new_zeros(t.shape[:2]) for t in (reading.up, reading.down)]
         tensors["up_bias"] = zeros[0] if reading.up_bias is None else reading.up_bias
         tensors["down_bias"] = zeros[1] if reading.down_bias is None else reading.down_bias
-    for activation in get_args(Activation):
-        for alpha in _ALPHAS if activation == "silu" else (1.0,):
-            form = GroupedExperts(
-                num_experts=num_experts,
-                hidden_size=width,
-                intermediate_size=reading.down.shape[2],
-                gated=reading.gated,
-                activation=activation,
-                alpha=alpha,
-                has_bias=has_bias,
-            )
-            yield ExpertBank(reading.label, form, tensors)
+    base = GroupedExperts(
+        num_experts=num_experts,
+        hidden_size=width,
+        intermediate_size=reading.down.shape[2],
+        gated=reading.gated,
+        has_bias=has_bias,
+    )
+    for changes in constants.forms(gated=reading.gated):
+        yield ExpertBank(reading.label, replace(base, **changes), tensors)
 
 
-def _readings(families: Sequence[ParameterFamily], width: int) -> Iterator[_Reading]:
+def _unfused_bank(
+    reading: _Reading, num_experts: int, width: int, functions: PointwiseFunctions
+) -> ExpertBank | None:
+    """The bank of a reading whose activation is none of the contract's."""
+    found = None if reading.gated else functions.between(reading.up_leaves, reading.down_leaves)
+    if found is None:
+        return None
+    nodes, activated = found
+    rows, result = ("experts", "rows"), ("experts", "result")
+    tensors = {"up_weight": reading.up, "down_weight": reading.down}
+    if reading.up_bias is not None:
+        tensors["up_bias"] = reading.up_bias
+    if reading.down_bias is not None:
+        tensors["down_bias"] = reading.down_bias
+    stacked = {name: ("experts", name) for name in tensors}
+
+    def product(name: str, x: Identity, made: Identity) -> Node:
+        matrix, bias = Slot(stacked[f"{name}_weight"]), stacked.get(f"{name}_bias")
+        if bias is None:
+            return Node(_aten.mm.default, [Slot(x), matrix], {}, (made,))
+        return Node(_aten.addmm.default, [Slot(bias), Slot(x), matrix], {}, (made,))
+
+    chain = [product("up", rows, BEFORE), *nodes, product("down", activated, result)]
+    form = UnfusedExperts(
+        num_experts=num_experts,
+        hidden_size=width,
+        output_size=width,
+        program=Program.of_nodes(chain),
+        rows=rows,
+        result=result,
+        stacked=stacked,
+    )
+    return ExpertBank(reading.label, form, tensors)
+
+
+def _readings(
+    families: Sequence[ParameterFamily], width: int, products: RecordedProducts
+) -> Iterator[_Reading]:
     matrices = [f for f in families if f.is_matrix]
     vectors = [f for f in families if not f.is_matrix]
-    for down_family, down in _oriented(matrices, rows=width):
-        inner = down.shape[2]
-        others = [m for m in matrices if m is not down_family]
-        for up_family, up in _oriented(others, columns=width):
-            rest = [m for m in others if m is not up_family]
+    ups = [
+        (family, up, biases)
+        for family, up in _oriented(matrices, columns=width)
+        if (biases := products.biases(up, vectors))
+    ]
+    for family, up, biases in ups:
+        for down_family, down in _oriented(matrices, rows=width):
+            inner = down.shape[2]
+            if down_family is family:
+                continue
+            down_biases = [None, *(v for v in vectors if v.tensor.shape[1] == width)]
             if up.shape[1] == inner:
-                yield from _with_biases(vectors, [up_family], [up], down_family, down, gated=False)
-                for second, other in _oriented(rest, rows=inner, columns=width):
-                    yield from _with_biases(
-                        vectors, [up_family, second], [up, other], down_family, down, gated=True
-                    )
+                chosen = [_Part([family], [up], [(b,) for b in biases])]
+                chosen += [
+                    _Part([family, other], [up, up2], list(itertools.product(biases, biases2)))
+                    for other, up2, biases2 in ups
+                    if other not in (family, down_family) and up2.shape[1] == inner
+                ]
+                for part in chosen:
+                    yield from part.read(down_family, down, down_biases, None)
             elif up.shape[1] == 2 * inner:
+                part = _Part([family], [up], [(b,) for b in biases], gated=True)
                 for order in _fused_orders(inner):
-                    yield from _with_biases(
-                        vectors, [up_family], [up], down_family, down, gated=True, order=order
-                    )
+                    yield from part.read(down_family, down, down_biases, order)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The up side of a reading: one or two matrices, with the choices for their biases."""
+
+    families: Sequence[ParameterFamily]
+    matrices: Sequence[Tensor]
+    biases: Sequence[tuple[ParameterFamily | None, ...]]
+    gated: bool = False
+
+    def read(
+        self,
+        down_family: ParameterFamily,
+        down: Tensor,
+        down_biases: Sequence[ParameterFamily | None],
+        order: Tensor | None,
+    ) -> Iterator[_Reading]:
+        """The readings with a down projection, with the most biases first."""
+        label = ", ".join(f.name for f in (*self.families, down_family))
+        choices = itertools.product(self.biases, down_biases)
+        for up_biases, down_bias in sorted(choices, key=lambda c: (*c[0], c[1]).count(None)):
+            used = [id(v) for v in (*up_biases, down_bias) if v is not None]
+            if len(set(used)) < len(used):
+                continue
+            up = _join(self.matrices)
+            vectors = [
+                m.new_zeros(m.shape[:2]) if v is None else v.tensor
+                for v, m in zip(up_biases, self.matrices, strict=True)
+            ]
+            bias = _join(vectors) if any(v is not None for v in up_biases) else None
+            if order is not None:
+                up, bias = up[:, order], None if bias is None else bias[:, order]
+            gated = self.gated or len(self.matrices) == 2
+            yield _Reading(
+                gated=gated,
+                up=up,
+                down=down,
+                up_bias=bias,
+                down_bias=None if down_bias is None else down_bias.tensor,
+                label=label,
+                up_leaves=frozenset().union(*(f.leaves for f in self.families)),
+                down_leaves=down_family.leaves,
+            )
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
 def _fused_orders(inner: int) -> Iterator[Tensor | None]:
@@ -100,43 +210,3 @@ def _oriented(
         for tensor in (family.tensor, family.tensor.transpose(1, 2)):
             if rows in (None, tensor.shape[1]) and columns in (None, tensor.shape[2]):
                 yield family, tensor
-
-
-def _with_biases(
-    vectors: Sequence[ParameterFamily],
-    up_families: Sequence[ParameterFamily],
-    ups: Sequence[Tensor],
-    down_family: ParameterFamily,
-    down: Tensor,
-    *,
-    gated: bool,
-    order: Tensor | None = None,
-) -> Iterator[_Reading]:
-    """The reading with every choice of biases, the most biases first."""
-    sizes = [up.shape[1] for up in ups] + [down.shape[1]]
-    fitting = [[v for v in vectors if v.tensor.shape[1] == size] for size in sizes]
-    choices = [
-        c
-        for c in itertools.product(*([*fits, None] for fits in fitting))
-        if len(set(map(id, filter(None, c)))) == sum(v is not None for v in c)
-    ]
-    for chosen in sorted(choices, key=lambda c: sum(v is None for v in c)):
-        biases = [
-            tensor.new_zeros(tensor.shape[:2]) if vector is None else vector.tensor
-            for vector, tensor in zip(chosen, (*ups, down), strict=True)
-        ]
-        has_up_bias = any(vector is not None for vector in chosen[:-1])
-        up, up_bias = (
-            (torch.cat(list(parts), dim=1) if len(ups) > 1 else parts[0])
-            for parts in (ups, biases[:-1])
-        )
-        if order is not None:
-            up, up_bias = up[:, order], up_bias[:, order]
-        yield _Reading(
-            gated,
-            up,
-            down,
-            up_bias if has_up_bias else None,
-            None if chosen[-1] is None else biases[-1],
-            ", ".join(f.name for f in (*up_families, down_family)),
-        )

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from moe_export.recognize.structure import expert_lists
 
+# Matrices of an expert: up and down.
+_FEWEST = 2
 _NUMBER = re.compile(r"\d+")
 
 
@@ -21,10 +23,12 @@ class ParameterFamily:
     Attributes:
         name: Where it is, ``#`` for the expert's number.
         tensor: ``[E, a, b]`` for matrices, ``[E, a]`` for vectors; a view where it is stored so.
+        leaves: Names of the parameters that it is made of.
     """
 
     name: str
     tensor: Tensor
+    leaves: frozenset[str]
 
     @property
     def is_matrix(self) -> bool:
@@ -32,15 +36,21 @@ class ParameterFamily:
         return self.tensor.dim() == 3
 
 
-def expert_counts(module: nn.Module) -> list[int]:
-    """How many experts the layer's parameters may be for, the likeliest first."""
+def expert_counts(module: nn.Module, selected: Sequence[int] = ()) -> list[int]:
+    """How many experts the layer's parameters may be for, the likeliest first.
+
+    Args:
+        module: The layer.
+        selected: Numbers of things that the layer chooses among.
+    """
     counts: dict[int, int] = {}
     for parameter in module.parameters():
         if parameter.dim() == 3 and parameter.shape[0] >= 2:
             counts[parameter.shape[0]] = counts.get(parameter.shape[0], 0) + 2
     for members in _numbered(module).values():
         counts[len(members)] = counts.get(len(members), 0) + 1
-    return sorted((c for c, seen in counts.items() if seen >= 2), key=lambda c: -c)
+    found = sorted((c for c, seen in counts.items() if seen >= 2), key=lambda c: -c)
+    return list(dict.fromkeys((*found, *selected)))
 
 
 def parameter_families(
@@ -53,36 +63,58 @@ def parameter_families(
         num_experts: E.
         widths: Widths of rows in the layer: a flattened matrix must have one of them.
     """
-    found = list(_stacked(module, num_experts, widths))
+    own = {id(parameter): name for name, parameter in module.named_parameters()}
+    found = list(_stacked(module, num_experts))
     for name, members in _numbered(module).items():
         if len(members) == num_experts:
-            found += _family(name, torch.stack([m.detach() for m in members]))
+            leaves = frozenset(own[id(member)] for member in members)
+            found += _family(name, torch.stack([m.detach() for m in members]), leaves)
+    if sum(family.is_matrix for family in found) < _FEWEST:
+        found += _joined(module, num_experts, widths)
     return found
 
 
-def _stacked(
+def _stacked(module: nn.Module, num_experts: int) -> Iterator[ParameterFamily]:
+    """Tensors with an axis of the experts, the first or the second."""
+    for name, tensor in _floats(module):
+        leaf = frozenset([name])
+        if tensor.dim() >= 2 and tensor.shape[0] == num_experts:
+            yield from _family(name, tensor, leaf)
+        elif tensor.dim() == 3 and tensor.shape[1] == num_experts:
+            yield from _family(name, tensor.transpose(0, 1), leaf)
+
+
+def _joined(
     module: nn.Module, num_experts: int, widths: Sequence[int]
 ) -> Iterator[ParameterFamily]:
-    for name, parameter in (*module.named_parameters(), *module.named_buffers()):
-        tensor = parameter.detach()
-        if not tensor.is_floating_point() or tensor.dim() < 2:
+    """Tensors in which the experts lie below or beside each other."""
+    for name, tensor in _floats(module):
+        leaf = frozenset([name])
+        if tensor.dim() == 1 and tensor.shape[0] % num_experts == 0:
+            yield ParameterFamily(name, tensor.reshape(num_experts, -1), leaf)
+        if tensor.dim() != 2 or num_experts in tensor.shape:
             continue
-        if tensor.shape[0] == num_experts:
-            yield from _family(name, tensor)
-        elif tensor.dim() == 2 and tensor.shape[0] % num_experts == 0 and tensor.shape[1] in widths:
-            # Experts below each other in one matrix.
-            yield ParameterFamily(name, tensor.reshape(num_experts, -1, tensor.shape[1]))
+        rows, columns = tensor.shape
+        if rows % num_experts == 0 and columns in widths:
+            yield ParameterFamily(name, tensor.reshape(num_experts, -1, columns), leaf)
+        if columns % num_experts == 0 and rows in widths:
+            beside = tensor.reshape(rows, num_experts, -1).transpose(0, 1)
+            yield ParameterFamily(name, beside, leaf)
 
 
-def _family(name: str, tensor: Tensor) -> Iterator[ParameterFamily]:
-    if tensor.dim() == 3 and 1 not in tensor.shape[1:]:
-        yield ParameterFamily(name, tensor)
-    elif tensor.dim() == 3:
-        yield ParameterFamily(name, tensor.flatten(1))
-    elif tensor.dim() == 2:
-        yield ParameterFamily(name, tensor)
-    elif tensor.dim() == 4 and tensor.shape[1] == 1:
-        yield from _family(name, tensor.squeeze(1))
+def _floats(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point():
+            yield name, tensor.detach()
+
+
+def _family(name: str, tensor: Tensor, leaves: frozenset[str]) -> Iterator[ParameterFamily]:
+    if tensor.dim() == 4 and tensor.shape[1] == 1:
+        tensor = tensor.squeeze(1)
+    if tensor.dim() == 3 and 1 in tensor.shape[1:]:
+        tensor = tensor.flatten(1)
+    if tensor.dim() in (2, 3):
+        yield ParameterFamily(name, tensor, leaves)
 
 
 def _numbered(module: nn.Module) -> dict[str, list[Tensor]]:

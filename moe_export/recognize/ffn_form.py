@@ -68,6 +68,7 @@ def find_ffn(
             intermediate_size=inner_size,
             gated=len(order) == 2 * inner_size,
             has_bias=any(product.bias for product in products),
+            first_expert=unfused.first_expert,
         )
 
         def run(

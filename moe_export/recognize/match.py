@@ -110,7 +110,8 @@ class _Targets:
         if rows.shape[1] == self._width:
             idle = (guesses.dense == 0).all(2)
             passed = torch.where(idle, rows @ self.direction, found)
-            near = self._near(passed[:, None], seen).any(1) & idle.any(1)
+            served = (found.abs() > 0).any(1)
+            near = self._near(passed[:, None], seen).any(1) & idle.any(1) & served
             for index in near.nonzero()[:, 0].tolist():
                 yield from ((routing, True) for routing in guesses.routings[index])
 

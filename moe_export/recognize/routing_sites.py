@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
 from moe_export.recognize.recorder import Recording, called_in_chain
 from moe_export.recognize.structure import holds_experts
+
+# A layer of experts has matrices of a gate, of up and of down projections.
+_FEWEST_MATRICES = 3
+# Running modules around a selection that are looked at.
+_LEVELS = 3
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,10 @@ def find_routing_sites(
 def find_quiet_sites(
     model: nn.Module, record: Recording, handled: Iterable[nn.Module]
 ) -> list[RoutingSite]:
-    """Running modules that may run all their experts, or fixed ones: nothing is selected by value.
+    """Other running modules that may be MoE layers, inner ones first.
+
+    They may run all their experts, or fixed ones, or hold them in a way that shows in numbers only:
+    without more evidence, a module that turns out to be something else is no error.
 
     Args:
         model: The model that ``record`` was made from.
@@ -60,17 +68,29 @@ def find_quiet_sites(
         handled: Modules that are MoE layers already.
     """
     skip, chains = set(handled), _chains(model, record)
-    paths = {module: path for path, module in model.named_modules()}
-    found = [
-        m
-        for m in model.modules()
-        if m in record.calls
-        and not skip.intersection(m.modules())
-        and holds_experts(m, skip, chains)
-    ]
     inside = {m for s in skip for m in s.modules()}
-    outer = {m for m in found for other in found if other is not m and other in set(m.modules())}
-    return [RoutingSite(paths[m], m, ()) for m in found if m not in outer | inside]
+    paths = {module: path for path, module in model.named_modules()}
+    holding = [m for m in paths if m in record.calls and holds_experts(m, skip, chains)]
+    outer = {
+        m for m in holding for other in holding if other is not m and other in set(m.modules())
+    }
+    found = dict.fromkeys(m for m in holding if m not in outer)
+    for _, stack in record.selections:
+        near = [m for m in reversed(stack) if _count_matrices(m) >= _FEWEST_MATRICES]
+        found |= dict.fromkeys(near[:_LEVELS])
+    return [
+        RoutingSite(paths[m], m, ())
+        for m in found
+        if m in paths and m not in inside and not skip.intersection(m.modules())
+    ]
+
+
+def _below(module: nn.Module) -> Iterator[nn.Module]:
+    return (m for m in module.modules() if m is not module)
+
+
+def _count_matrices(module: nn.Module) -> int:
+    return sum(p.dim() >= 2 for p in module.parameters())
 
 
 def _chains(model: nn.Module, record: Recording) -> set[nn.Module]:

@@ -93,6 +93,8 @@ def recognize(loaded: LoadedModel, progress: Progress, *, keep_going: bool = Fal
         attempt(site.path, site.module, partial(_recognize_site, site, record))
     refused = [loaded.model.get_submodule(refusal.path) for refusal in refusals]
     for site in find_quiet_sites(loaded.model, record, [*blocks, *refused]):
+        if any(module in set(site.module.modules()) for module in blocks):
+            continue  # a layer inside it was found meanwhile
         with suppress(UnsupportedModelError):  # the exporter takes it as it is
             blocks[site.module] = recognize_custom(site.path, site.module, record)
     if not blocks and not refusals:

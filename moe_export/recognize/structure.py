@@ -14,12 +14,24 @@ def alike(modules: Sequence[nn.Module]) -> bool:
 
 
 def expert_lists(module: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
-    """Lists of two or more alike modules below ``module``, outermost first, with their paths."""
+    """Lists that may be experts below ``module``, outermost first, with their paths.
+
+    Two or more members are alike; the others, if any, have no parameters. A module's alike children
+    count as a list too.
+    """
     for path, child in module.named_modules():
+        members = list(child.children())
         if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
-            members = list(child.children())
-            if alike(members):
+            if alike([m for m in members if any(True for _ in m.parameters())]):
                 yield path, members
+            continue
+        groups: dict[type[nn.Module], list[str]] = {}
+        for name, member in child.named_children():
+            groups.setdefault(type(member), []).append(name)
+        for names in groups.values():
+            group = [child.get_submodule(name) for name in names]
+            if alike(group) and not isinstance(child, nn.Sequential):
+                yield f"{path}.{names[0]}..{names[-1]}".strip("."), group
 
 
 def has_stacked_parameters(module: nn.Module) -> bool:

@@ -60,6 +60,7 @@ class UnfusedExperts:
         program: From ``rows`` to ``result``.
         rows: Identity of the expert's input.
         result: Identity of its result.
+        first_expert: Id of the first of them.
         stacked: Identities of what each expert has its own of, by name in the layer; matrices
             that rows are multiplied with are stacked as ``[E, out, in]``.
     """
@@ -87,7 +88,11 @@ class UnfusedExperts:
         self, rows: Tensor, ids: Tensor, weights: Tensor, tensors: Mapping[str, Tensor], path: str
     ) -> Tensor:
         """The weighted sum ``[T, N]`` of the experts' results through the ops of the contract."""
-        dispatch = ExpertDispatch(num_experts=self.num_experts, hidden_size=self.hidden_size)
+        dispatch = ExpertDispatch(
+            num_experts=self.num_experts,
+            hidden_size=self.hidden_size,
+            first_expert=self.first_expert,
+        )
         combine = ExpertCombine(hidden_size=self.output_size)
         by_expert, row_map, ends, experts = torch_ops.expert_dispatch(
             rows, ids, dispatch, path=path

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_export.capture.stage import capture
-from moe_export.errors import ParityError
+from moe_export.errors import ParityError, UnsupportedModelError
 from moe_export.lower.stage import lower
 from moe_export.optimize.stage import optimize
 from moe_export.pack.model_file import PackedModel, pack
@@ -15,7 +15,8 @@ from moe_export.package.bundle import Bundle
 from moe_export.package.manifest import Manifest
 from moe_export.plan import BuildPlan, Target
 from moe_export.progress import Progress, SilentProgress
-from moe_export.recognize.stage import recognize
+from moe_export.recognize.stage import Recognition, recognize
+from moe_export.refusals import list_refusals
 from moe_export.runners.library import ort_library_path
 from moe_export.runners.onnxruntime import OnnxRuntimeRunner
 from moe_export.sources.model import LoadedModel, restore_dtypes
@@ -54,7 +55,8 @@ def build(
         output: Folder of the bundle.
         target: ``cpu`` or ``portable``.
         progress: Receives progress; nothing is printed without it.
-        **options: Further fields of ``BuildPlan``, such as ``overwrite``, ``dynamic`` or ``seed``.
+        **options: Further fields of ``BuildPlan``, such as ``overwrite``, ``keep_going`` or
+            ``dynamic``.
 
     Returns:
         The bundle, opened.
@@ -77,13 +79,12 @@ def build(
 
 def build_loaded(loaded: LoadedModel, plan: BuildPlan, progress: Progress) -> Bundle:
     """The stages after ``load``."""
-    for remark in loaded.remarks:
-        progress.remark(remark)
     library = ort_library_path() if plan.target == "cpu" else None
-    progress.stage("recognize")
-    blocks = recognize(loaded, progress).blocks
+    recognition = recognize_layers(loaded, progress, keep_going=plan.keep_going)
+    if recognition.refusals:
+        raise UnsupportedModelError(list_refusals(loaded.model, recognition))
     progress.stage("capture")
-    captured = capture(loaded, blocks, plan, progress)
+    captured = capture(loaded, recognition.blocks, plan, progress)
     progress.stage("lower")
     lowered = lower(captured)
     progress.stage("optimize")
@@ -100,6 +101,20 @@ def build_loaded(loaded: LoadedModel, plan: BuildPlan, progress: Progress) -> Bu
     if report is not None and not report.passed:
         raise ParityError(_failure(report, plan))
     return Bundle(plan.output, manifest)
+
+
+def recognize_layers(loaded: LoadedModel, progress: Progress, *, keep_going: bool) -> Recognition:
+    """The stage ``recognize``, with what there is to say of the source and of each layer."""
+    for remark in loaded.remarks:
+        progress.remark(remark)
+    progress.stage("recognize")
+    recognition = recognize(loaded, progress, keep_going=keep_going)
+    for block in recognition.blocks:
+        for remark in block.remarks:
+            text = f"{block.path or '<root>'}: {remark}"
+            if text not in progress.remarks:
+                progress.remark(text)
+    return recognition
 
 
 def _package(

@@ -83,6 +83,7 @@ class BuildPlan:
         trust: The source may run its own code while it is loaded.
         verify: Compare the result with eager PyTorch.
         overwrite: Replace an existing bundle.
+        keep_going: Try every MoE layer before refusing the model, and list all that are refused.
         seed: Seeds every random draw.
     """
 
@@ -95,6 +96,7 @@ class BuildPlan:
     trust: bool = False
     verify: bool = True
     overwrite: bool = False
+    keep_going: bool = False
     seed: int = 0
 
     def check_output(self) -> None:

@@ -13,7 +13,7 @@ STAGES = [
     "sources", "recognize", "capture", "lower", "optimize", "quantize", "pack", "verify", "package",
 ]  # fmt: skip
 LEAVES = ["errors", "plan", "progress", "tolerances", "ops", "runners"]
-COMPOSITION = ["pipeline", "cli", "__init__", "__main__"]
+COMPOSITION = ["pipeline", "refusals", "dry_run", "estimate", "cli", "__init__", "__main__"]
 MAY_IMPORT_TORCH = ["sources", "recognize", "capture", "ops", "runners"]
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "transformers"}
 

@@ -9,17 +9,26 @@ from typing import Any
 import click
 
 from moe_export.cli.console import StageProgress, stdout
+from moe_export.cli.dry_run_table import draw_dry_run
 from moe_export.cli.options import Output, common_options
 from moe_export.cli.report import draw_layers, draw_parity, draw_verdict
-from moe_export.errors import EnvironmentLacksError, ParityError
+from moe_export.errors import (
+    EnvironmentLacksError,
+    ParityError,
+    UnsupportedModelError,
+    UsageError,
+)
 from moe_export.package.manifest import read_manifest
 from moe_export.plan import TARGETS, AxisSpec, BuildPlan, InputSpec
+
+# Where a dry run without a folder would write: beside what is here.
+_NOWHERE = Path("bundle")
 
 
 @click.command(epilog="Example: moe-export build model.pt -o bundle --trust --input x=4,64")
 @click.argument("source")
-@click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path),
-              help="Folder of the bundle.")  # fmt: skip
+@click.option("-o", "--output", "folder", type=click.Path(path_type=Path),
+              help="Folder of the bundle; not needed with --dry-run.")  # fmt: skip
 @click.option("--target", type=click.Choice(TARGETS), default="cpu", show_default=True,
               help="cpu: ONNX Runtime with this package's kernels. portable: one file of standard "
                    "operators for any ONNX runtime.")  # fmt: skip
@@ -36,15 +45,21 @@ from moe_export.plan import TARGETS, AxisSpec, BuildPlan, InputSpec
     "--no-verify", is_flag=True, help="Skip the comparison with eager; the bundle says so."
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
+@click.option("--keep-going", is_flag=True,
+              help="Try every MoE layer; if some are refused, list all of them.")  # fmt: skip
+@click.option("--dry-run", is_flag=True,
+              help="Write nothing: show what a build would find in every layer, and estimate its "
+                   "size, memory and time.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Seeds every random draw.")
 @common_options
 def build(
     source: str,
-    folder: Path,
+    folder: Path | None,
     inputs: tuple[str, ...],
     dynamic: tuple[str, ...],
     static: tuple[str, ...],
     no_verify: bool,
+    dry_run: bool,
     output: Output,
     **options: Any,  # noqa: ANN401 - fields of BuildPlan
 ) -> None:
@@ -54,30 +69,57 @@ def build(
     inputs), or a .pt file with a whole module (needs --trust).
 
     Ends with 0 when done, 1 when the result differs from eager, 2 on wrong usage, 3 when the model
-    has something unsupported, 4 when the environment lacks something, 130 when interrupted.
+    has something unsupported (so does a dry run), 4 when the environment lacks something, 130 when
+    interrupted.
     """
+    if folder is None and not dry_run:
+        raise UsageError("where to? Give the bundle's folder with -o, or pass --dry-run")
     plan = BuildPlan(
-        output=folder,
+        output=folder or _NOWHERE,
         inputs=tuple(map(InputSpec.parse, inputs)),
         dynamic=tuple(map(AxisSpec.parse, dynamic)),
         static=tuple(map(AxisSpec.parse, static)),
         verify=not no_verify,
         **options,
     )
-    plan.check_output()
+    if folder is not None:
+        plan.check_output()
+    _check_packages()
+    if dry_run:
+        _dry_run(source, plan, output)
+    else:
+        _build(source, plan, output)
+
+
+def _check_packages() -> None:
     try:
-        from moe_export.pipeline import build_source
+        import moe_export.pipeline  # noqa: F401 - imports every stage
     except ModuleNotFoundError as error:
         raise EnvironmentLacksError(
             f"building needs {error.name}: pip install 'moe-export[cpu,export,hf]'"
         ) from error
+
+
+def _build(source: str, plan: BuildPlan, output: Output) -> None:
+    from moe_export.pipeline import build_source
+
     with StageProgress(output.verbosity) as progress:
         try:
             build_source(source, plan, progress)
         except ParityError:
-            _show(folder, output)
+            _show(plan.output, output)
             raise
-    _show(folder, output)
+    _show(plan.output, output)
+
+
+def _dry_run(source: str, plan: BuildPlan, output: Output) -> None:
+    from moe_export.dry_run import dry_run_source
+
+    with StageProgress(output.verbosity) as progress:
+        found = dry_run_source(source, plan, progress).to_json()
+    output.emit(found, lambda: draw_dry_run(stdout(), found))
+    if not found["would_build"]:
+        raise SystemExit(UnsupportedModelError.exit_code)
 
 
 def _show(folder: Path, output: Output) -> None:

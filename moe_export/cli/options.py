@@ -16,15 +16,23 @@ import click
 from moe_export.errors import MoeExportError
 
 
-@dataclass(frozen=True)
+@dataclass
 class Output:
-    """How a command speaks."""
+    """How a command speaks.
+
+    Attributes:
+        as_json: Results are JSON, one document.
+        verbosity: Above 0 says more, below 0 shows no progress.
+        emitted: Whether the result was printed.
+    """
 
     as_json: bool
     verbosity: int
+    emitted: bool = False
 
     def emit(self, values: Any, draw: Callable[[], None]) -> None:  # noqa: ANN401 - any JSON
         """Print ``values`` as JSON, or draw them for people."""
+        self.emitted = True
         if self.as_json:
             click.echo(json.dumps(values, indent=2, default=str))
         else:
@@ -83,7 +91,7 @@ def _interrupt(_signal: int, _frame: object) -> NoReturn:
 
 def _fail(error: MoeExportError, output: Output) -> NoReturn:
     kind = type(error).__name__
-    if output.as_json:
+    if output.as_json and not output.emitted:
         details = {"kind": kind, "message": str(error), "exit_code": error.exit_code}
         click.echo(json.dumps({"error": details}, indent=2))
     click.secho(f"error: {error}", err=True, fg="red")

@@ -17,14 +17,21 @@ def draw_layers(console: Console, layers: list[dict[str, Any]]) -> None:
     for layer in layers:
         experts = layer["experts"]
         router = layer.get("routing", "-") if layer.get("gating") else layer.get("router", "-")
-        size = f"{experts['hidden_size']}x{experts['intermediate_size']}"
-        form = f"{experts['activation']}{', gated' if experts['gated'] else ''}"
+        inner = experts.get("intermediate_size", experts.get("output_size"))
+        size, form = f"{experts['hidden_size']}x{inner}", describe_form(experts)
         rows.append(
             (shorten_path(layer["path"]), layer["kind"], experts["num_experts"], size, form, router)
         )
     columns = ("MoE layer", "found as", "experts", "H x I", "expert", "router")
     console.print(make_table("", columns, rows))
     draw_unfused_routers(console, layers)
+
+
+def describe_form(experts: Mapping[str, Any]) -> str:
+    """An expert in words: its activation, or its operators where it is no FFN of the contract."""
+    if "activation" not in experts:
+        return str(experts["operators"])
+    return f"{experts['activation']}{', gated' if experts['gated'] else ''}"
 
 
 def draw_unfused_routers(console: Console, layers: list[dict[str, Any]]) -> None:

@@ -5,8 +5,8 @@ Rules:
 1. A cut from some value ``[..., E]`` to ids and weights (``router_slice``), the longest first.
 2. Every value inside keeps the tokens apart (``row_independence``).
 3. Some attributes of the op explain what the cut does on probe logits, and on further ones that
-   they were not fitted on (``router_fit``, ``confirm``), on which every condition inside the
-   router is seen both to hold and not to hold (``coverage``).
+   they were not fitted on (``router_fit``, ``confirm``), on which every case inside the router is
+   met (``coverage``).
 4. The experts of a token may come in another order only where nothing but the layer's
    ``GroupedExperts``, which sums over them, reads ids and weights.
 
@@ -104,7 +104,7 @@ def _explain(
         fit = fit_router(seen, parts, known)
         confirmed = None
         if fit is not None and fit.holds:
-            coverage = Coverage(part, above & moving)
+            coverage = Coverage(part, above & moving, fit.attributes)
             coverage.add(run, seen)
             confirmed = confirm(part, runner, pair, fit, parts, coverage)
             fit = confirmed.fit
@@ -187,5 +187,5 @@ def _off(fit: RouterFit, confirmed: Confirmation | None) -> str:
     if not fit.holds:
         return f"weights differ by {fit.error.weight_error:.1e}"
     if confirmed is not None and not confirmed.covered:
-        return "some condition inside never changed on the probes"
+        return "some case inside was never met on the probes"
     return "experts come in another order, which others than the experts read"

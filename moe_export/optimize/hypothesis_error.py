@@ -74,6 +74,8 @@ def judge(seen: Observation, attributes: TopKGating, bias: Array | None) -> Hypo
     ids = np.where(_may_choose(seen, score, attributes, bias, differs)[:, None], seen.ids, own)
     weights = weigh(seen.logits, score, ids, attributes)
     row_error = _row_errors(seen, ids, weights) / _allowance(seen, weights, attributes)
+    # A number where the router has one is asked for even where the sum is rounding.
+    row_error[np.isfinite(seen.weights).all(axis=1) & ~np.isfinite(weights).all(axis=1)] = np.inf
     judged = row_error[seen.judged & ~np.isnan(row_error)]
     wrong = np.isinf(judged)
     return HypothesisError(

@@ -33,8 +33,8 @@ def draw_probes(num_experts: int, seed: int) -> Probes:
 
     Ordinary rows: around zero, flat, peaked, shifted, slanted across the experts so that some
     groups stand out, and so flat that a small bias decides. Others: sums of sigmoids down to every
-    size that an epsilon has; saturated and one-hot rows; exact ties; tiny positive numbers; some
-    experts at minus infinity.
+    size that an epsilon has; saturated and one-hot rows; exact ties; tiny positive numbers; zero as
+    the largest; some experts at minus infinity.
     """
     random = np.random.default_rng(seed)
 
@@ -48,9 +48,13 @@ def draw_probes(num_experts: int, seed: int) -> Probes:
     ordinary += [rows(_FEW, 1e-3), random.random((_FEW, num_experts))]
     others = [rows(3, 1.0, offset) for offset in range(-10, -84, -4)]
     others += [rows(4, 1.0, offset) for offset in (10, 18, 30, 60)]
+    # Where scores and weights are exactly zero.
+    others += [rows(4, 1.0, -130.0), rows(8, 60.0, -100.0)]
     others += [rows(_FEW, 12.0), rows(6, 50.0), rows(2, 3e4), rows(4, 1e-5)]
     others += [random.random((1, num_experts)) * 10.0**-power for power in range(2, 36, 2)]
     others += [np.round(rows(_FEW, 1.0) * 2) / 2, np.zeros((2, num_experts))]
+    below = rows(4, 2.0)
+    others.append(below - below.max(axis=1, keepdims=True))
     hidden = rows(4, 1.0)
     hidden[:, random.permutation(num_experts)[: num_experts // 3]] = -np.inf
     others.append(hidden)

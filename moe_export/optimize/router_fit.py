@@ -61,6 +61,7 @@ class Ingredients:
         top_k: K.
         biases: Vectors ``[E]`` that do not depend on the logits, by name.
         scalars: Its numbers.
+        guards: Numbers that something is added to or bounded by, with the way.
         sizes: Sizes of its values' axes.
         selections: How many nodes it selects with.
         counts: How many its top-k nodes keep.
@@ -70,6 +71,7 @@ class Ingredients:
     top_k: int
     biases: Mapping[str, Array]
     scalars: frozenset[float]
+    guards: frozenset[tuple[float, EpsilonMode]]
     sizes: frozenset[int]
     selections: int
     counts: frozenset[int]
@@ -91,7 +93,7 @@ def fit_router(
     if not seen.routes:
         return None
     for attributes in known:
-        for bias in _bias_names(attributes, parts):
+        for bias in _possible_biases(attributes, parts):
             fit = _judge(seen, parts, attributes, bias)
             if fit.holds and fit.error.other_choices == 0:
                 return fit
@@ -113,7 +115,11 @@ def _judge(
     return RouterFit(attributes, bias, judge(seen, attributes, vector))
 
 
-def _bias_names(attributes: TopKGating, parts: Ingredients) -> Sequence[str | None]:
+def _possible_biases(attributes: TopKGating, parts: Ingredients) -> Sequence[str | None]:
+    """Biases with which attributes of another layer are made of this router's ingredients."""
+    guards = parts.guards or {(0.0, "add")}
+    if attributes.renormalize and (attributes.epsilon, attributes.epsilon_mode) not in guards:
+        return ()
     if attributes.top_k != parts.top_k or attributes.has_selection_bias != bool(parts.biases):
         return ()
     if not _is_possible(attributes, parts.num_experts):
@@ -174,12 +180,13 @@ def _is_possible(attributes: TopKGating, num_experts: int) -> bool:
 
 
 def _weightings(choice: TopKGating, seen: Observation, parts: Ingredients) -> Iterator[TopKGating]:
-    """Hypotheses about the weights, the epsilon one of the router's numbers."""
+    """Hypotheses about the weights.
+
+    An epsilon that the router has comes first: one that is too small to show is still its own.
+    """
     functions: tuple[WeightFunction, ...] = get_args(WeightFunction)
-    modes: tuple[EpsilonMode, ...] = get_args(EpsilonMode)
-    epsilons = sorted(s for s in parts.scalars if 0 < s < 0.5)
-    guards = [(False, 0.0, modes[0]), (True, 0.0, modes[0])]
-    guards += [(True, e, mode) for e in epsilons for mode in modes]
+    guards = [(True, number, mode) for number, mode in sorted(parts.guards) if 0 < number < 0.5]
+    guards += [(False, 0.0, "add"), (True, 0.0, "add")]
     valid = (seen.ids >= 0) & (seen.ids < parts.num_experts)
     few = seen.rows(np.flatnonzero(seen.ordinary & valid.all(axis=1)))
     for function, (renormalize, epsilon, mode) in itertools.product(functions, guards):

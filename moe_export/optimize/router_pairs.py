@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from moe_export.ops.spec import EpsilonMode
 from moe_export.optimize.observation import SELECTORS, RoutingPair
 from moe_export.optimize.router_fit import Ingredients
 from moe_export.optimize.router_slice import RouterSlice, ancestors
@@ -95,10 +96,22 @@ def ingredients(part: RouterSlice, run: SliceRun) -> Ingredients:
         top_k=part.top_k,
         biases=dict(itertools.islice(biases.items(), _MAX_BIASES)),
         scalars=frozenset(float(a.reshape(())) for a in floats.values() if a.size == 1),
+        guards=frozenset(_guards(graph, floats)),
         sizes=frozenset(size for value in run.values.values() for size in value.shape),
         selections=sum(node.op_type in SELECTORS for node in graph),
         counts=counts,
     )
+
+
+def _guards(graph: ir.Graph, floats: dict[str, Array]) -> Iterator[tuple[float, EpsilonMode]]:
+    """Single numbers that nodes add or bound by."""
+    modes: dict[str, EpsilonMode] = {"Add": "add", "Clip": "clamp", "Max": "clamp"}
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and node.op_type in modes:
+                number = floats.get(str(value.name))
+                if number is not None and number.size == 1:
+                    yield float(number.reshape(())), modes[node.op_type]
 
 
 def _stored(graph: ir.Graph) -> Iterator[tuple[str, Array]]:

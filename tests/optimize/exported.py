@@ -184,6 +184,9 @@ def wrong_rows(fused, name, router, logits, folder):
     """
     before, after = fused.routing(name, router.shaped(logits), folder)
     eager = eager_routing(router, logits)
+    # Where all logits are equal any experts are right, with the right weights.
+    same = np.ptp(logits, axis=1) == 0
+    before, after, eager = (np.where(same[:, None], np.sort(a), a) for a in (before, after, eager))
     size = np.maximum(np.abs(after), np.abs(eager))
     with np.errstate(invalid="ignore"):
         relative = np.where(size > 1e-12, np.abs(after - eager) / np.maximum(size, 1e-30), 0)

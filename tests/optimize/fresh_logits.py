@@ -6,7 +6,7 @@ import numpy as np
 
 
 def fresh_logits(num_experts):
-    """Rows ``[T, E]``: many sizes, near-ties, crowds, one large logit, pairs of large ones."""
+    """Rows ``[T, E]``: many sizes, near-ties, crowds, pairs of large ones, padding."""
     random = np.random.default_rng(987)
     parts = [random.normal(0, size, (400, num_experts)) for size in (0.5, 1.0, 2.0, 4.0)]
     parts.append(random.uniform(-8, 8, (400, num_experts)))
@@ -26,7 +26,8 @@ def fresh_logits(num_experts):
         chosen = random.choice(num_experts, 2, replace=False)
         row[chosen] += random.uniform(2, 9, 2)
     parts.append(high)
-    logits = np.concatenate(parts)
+    # A padded token has no logits but zeros.
+    logits = np.concatenate([*parts, np.zeros((4, num_experts))])
     # Far above, a sigmoid rounds different logits to one score, and any choice is right.
     logits = np.where(logits > 8, 8 + np.log1p(np.maximum(logits - 8, 0)), logits)
     return logits.astype(np.float32)

@@ -411,6 +411,18 @@ def root_epsilon(x, bias):
     return i, renormalized(s.gather(1, i))
 
 
+def constant_weight(x):
+    """The chosen logit over itself, which is not a number at zero."""
+    w, i = x.topk(1)
+    return i, torch.ones_like(w)
+
+
+def bounded_far(x):
+    """A bound that no logit reaches is still one."""
+    w, i = x.clamp(max=1e6).topk(2)
+    return i, w.softmax(-1)
+
+
 def sparsemixer(x):
     """The first choice masks what is far below it, then a softmax; the second likewise."""
 
@@ -436,7 +448,7 @@ NOT_WHOLE = {
     threshold_relative, nucleus, floor, ceiling, shifted_weights, half_weights, half_logits,
     rounded, always_the_first, logits_clamped, logits_clamped_far, logits_not_negative,
     sigmoid_or_softmax, rare_pair, rare_hole, noise_in_weights, softplus_choice, root_epsilon,
-    sparsemixer,
+    sparsemixer, bounded_far,
 }  # fmt: skip
 _ALL = [
     large_epsilon, two_epsilons, clamp_against_add, scale_before, scale_on_one_side,
@@ -451,7 +463,7 @@ _ALL = [
     nucleus, floor, ceiling, shifted_weights, half_weights, half_logits, rounded, always_the_first,
     logits_clamped, logits_clamped_far, logits_not_negative, sigmoid_or_softmax, rare_pair,
     rare_hole, noise_in_choice, noise_in_weights, nearly_scaled, negated, softplus_choice,
-    root_epsilon, sparsemixer,
+    root_epsilon, sparsemixer, bounded_far, constant_weight,
 ]  # fmt: skip
 _STORED = {"bias": BIAS, "small": SMALL}
 

@@ -191,6 +191,15 @@ def dense_out_of_range(x):
     return torch.where(w != 0, i, 8), w
 
 
+def dense_sigmoid(x):
+    p = x.sigmoid()
+    v, i = p.topk(2)
+    dense = torch.zeros_like(p).scatter(1, i, v / (v.sum(-1, keepdim=True) + 1e-6))
+    i = dense.abs().topk(2).indices
+    w = dense.gather(1, i)
+    return torch.where(w != 0, i, 8), w
+
+
 def chosen_sigmoid(x):
     v, i = x.topk(2)
     return i, v.sigmoid()
@@ -353,7 +362,7 @@ SPELLINGS = {
     softmax_in_place: "softmax top-3, renormalized",
     softmax_by_exponentials: _RENORMALIZED,
     softmax_unguarded: "softmax top-2",
-    softmax_normalize_p1: _RENORMALIZED,
+    softmax_normalize_p1: "softmax top-2, renormalized (sum at least 1e-12)",
     softmax_log_space: "softmax top-2",
     softmax_log_sum_exp: "softmax top-2",
     softmax_sorted: _RENORMALIZED,
@@ -377,6 +386,7 @@ SPELLINGS = {
     masked_dense: _CHOSEN,
     dense_renormalized: _RENORMALIZED,
     dense_out_of_range: _CHOSEN,
+    dense_sigmoid: "sigmoid top-2, renormalized (sum + 1e-06)",
     chosen_sigmoid: "top-2, sigmoid of the chosen",
     chosen_sigmoid_scattered: "top-1, sigmoid of the chosen",
     groups_expanded: _GROUPS,

@@ -21,14 +21,15 @@ ROOT = Path(__file__).resolve().parents[2]
 MODELS = """
 import torch
 from torch import nn
-from tests.recognize.layers import GateModuleStyle, H, Residual
+from tests.recognize.layers import GateModuleStyle, H
+from tests.zoo.refused import DropoutAlways
 
 def good():
     torch.manual_seed(0)
     return GateModuleStyle(), torch.randn(5, H)
 
 def refused():
-    return Residual(), torch.randn(5, H)
+    return DropoutAlways(), torch.randn(5, H)
 
 def without_example():
     return GateModuleStyle()
@@ -102,7 +103,7 @@ def test_run_names_a_wrong_input(invoke, workspace):
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["build", "cli_models:refused", "-o", "new"], 3, "not a weighted sum"),
+        (["build", "cli_models:refused", "-o", "new"], 3, "gives two answers"),
         (["build", "cli_models:without_example", "-o", "new"], 2, "--input x=2,16,64"),
         (["build", "cli_models:good", "-o", "bundle"], 2, "pass --overwrite"),
         (["build", "nowhere.pt", "-o", "new"], 2, "nowhere.pt does not exist"),

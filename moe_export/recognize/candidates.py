@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from moe_export.recognize.program import Alignment, Identity
-from moe_export.recognize.routing import DenseLayout
+from moe_export.recognize.recorded_products import RecordedNumbers
+from moe_export.recognize.routing import DenseLayout, GoesBy
 from moe_export.recognize.trace import Trace
 
 _SELECTIONS = ("aten::topk", "aten::max.dim", "aten::argmax")
 _CHOICES = (*_SELECTIONS, "aten::_softmax", "aten::sort", "aten::sigmoid")
+_COMPARISONS = ("gt", "ge", "lt", "le")
 _INTEGERS = (torch.int64, torch.int32)
 
 
@@ -46,6 +48,11 @@ class Candidates:
         self.tables: dict[tuple[str, int], Any] = {}
 
     @cached_property
+    def numbers(self) -> RecordedNumbers:
+        """The numbers of the first trace."""
+        return RecordedNumbers(self.alignment.traces[0])
+
+    @cached_property
     def all(self) -> list[Candidate]:
         """Every value that goes by token and can be computed again."""
         found: dict[bytes, Candidate] = {}
@@ -72,24 +79,68 @@ class Candidates:
             )
         ]
 
-    def ids(self, num_experts: int) -> Iterator[tuple[Candidate, int, bool]]:
-        """Integers that can be expert ids: each with K, and whether all sequences share them."""
+    def ids(self, num_experts: int) -> Iterator[tuple[Candidate, int, GoesBy]]:
+        """Integers that can be expert ids: each with K, and what they go by."""
         for c in self.all:
-            if c.tensors[0].dtype not in _INTEGERS or not self._in_range(c, 2 * num_experts):
-                continue
-            k = c.tensors[0].numel() // self.tokens[0]
-            if 1 <= k <= num_experts and self._has_per_token(c, k):
-                yield c, k, False
-            points = self.alignment.points
-            if len(points[0]) > 1 and all(
-                t.numel() == t.shape[-1] == point[-1]
-                for t, point in zip(c.tensors, points, strict=True)
-            ):
-                yield c, 1, True
+            if c.tensors[0].dtype in _INTEGERS and self._in_range(c, 2 * num_experts):
+                for goes_by, k in self._counts(c):
+                    if k <= num_experts:
+                        yield c, k, goes_by
 
-    def per_token(self, k: int) -> list[Candidate]:
-        """Values with K entries for each token."""
-        return [c for c in self.all if self._has_per_token(c, k)]
+    def entries(self, k: int) -> Iterator[tuple[Candidate, GoesBy]]:
+        """Values with K entries for each token, position or sequence."""
+        for c in self.all:
+            for goes_by, count in self._counts(c):
+                if count == k:
+                    yield c, goes_by
+
+    def by_slot(self, k: int) -> list[Candidate]:
+        """Values with an entry for each first choice, then each second one."""
+        return [
+            c
+            for c in self.all
+            if k > 1 and all(
+                t.numel() == n * k and (t.dim() == 1 or t.shape[0] == k) for t, n in self._each(c)
+            )
+        ]  # fmt: skip
+
+    def orders(self) -> list[Candidate]:
+        """Permutations of the tokens."""
+        return [
+            c
+            for c in self.all
+            if c.tensors[0].dtype in _INTEGERS
+            and all(
+                t.numel() == n and bool((t.reshape(-1).sort().values == torch.arange(n)).all())
+                for t, n in self._each(c)
+            )
+            and not all(bool((t.reshape(-1) == torch.arange(n)).all()) for t, n in self._each(c))
+        ]
+
+    def bounds(self) -> list[tuple[str, float]]:
+        """Comparisons with a constant that the first trace makes."""
+        found = []
+        for op in self.alignment.traces[0].ops:
+            kind = op.func.name().removeprefix("aten::").split(".")[0]
+            if kind in _COMPARISONS and isinstance(op.args[1], int | float):
+                found.append((kind, float(op.args[1])))
+        return list(dict.fromkeys(found))
+
+    def _counts(self, candidate: Candidate) -> Iterator[tuple[GoesBy, int]]:
+        """What a value may go by, and how many entries there are for each."""
+        points = self.alignment.points
+        sizes: dict[GoesBy, list[int]] = {"token": self.tokens}
+        if len(points[0]) > 1:
+            sizes["position"] = [point[-1] for point in points]
+            sizes["sequence"] = [point[0] for point in points]
+        for goes_by, counts in sizes.items():
+            k = max(candidate.tensors[0].numel() // counts[0], 1)
+            # K is the last axis, unless there is one entry for each.
+            if all(
+                t.numel() == n * k and (k == 1 or t.squeeze().shape[-1:] == (k,))
+                for t, n in zip(candidate.tensors, counts, strict=True)
+            ):
+                yield goes_by, k
 
     def dense(self, num_experts: int) -> Iterator[tuple[Candidate, DenseLayout]]:
         """Values with entries for each token and expert."""
@@ -151,12 +202,6 @@ class Candidates:
 
     def _each(self, candidate: Candidate) -> Iterator[tuple[Tensor, int]]:
         return zip(candidate.tensors, self.tokens, strict=True)
-
-    def _has_per_token(self, candidate: Candidate, k: int) -> bool:
-        # K is the last axis, unless every token has one entry.
-        return all(
-            t.numel() == n * k and (k == 1 or t.shape[-1] == k) for t, n in self._each(candidate)
-        )
 
     def _in_range(self, candidate: Candidate, limit: int) -> bool:
         return all(int(t.min()) >= -1 and 0 <= int(t.max()) <= limit for t in candidate.tensors)

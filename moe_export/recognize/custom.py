@@ -17,7 +17,7 @@ from moe_export.recognize.expert_modules import bank_of_modules
 from moe_export.recognize.expert_parameters import banks_of_parameters
 from moe_export.recognize.layer import RebuiltLayer, rebuild_layer
 from moe_export.recognize.layer_call import LayerCall, find_layer_call
-from moe_export.recognize.match import find_matches
+from moe_export.recognize.match import Match, find_capacity_matches, find_matches
 from moe_export.recognize.probes import Probes
 from moe_export.recognize.program import Alignment
 from moe_export.recognize.proof import check_repeatable, prove_layer
@@ -66,54 +66,62 @@ def recognize_custom(path: str, module: nn.Module, record: Recording) -> MoeBloc
     probes = Probes(call)
     attempts = Attempts()
     banks = list(_module_banks(call, path, record, attempts))
-    before = len(attempts.reasons)
-    for points in (probes.points(), probes.points() + probes.more_points()):
-        # Few shapes explain most layers; a capacity, or a smallest size, takes more.
+    few, more = probes.few_points(), probes.more_points()
+    # Few shapes explain most layers; a capacity, or a smallest size, takes more.
+    rounds = [((), find_matches), (more, find_matches), ((*more, *few), find_matches)]
+    for points, search in (*rounds, (more, find_capacity_matches)):
+        if points and search is find_matches and not attempts.matched:
+            continue  # more shapes do not explain what some do not
         candidates = Candidates(_trace(call, probes, points))
-        del attempts.reasons[before:]
         parameters = _parameter_banks(call, candidates.alignment, banks)
         for bank in itertools.chain(banks, parameters):
-            block = _explain(call, path, candidates, bank, probes, attempts)
+            matches = search(candidates, bank)
+            block = _explain(call, path, candidates.alignment, bank, matches, probes, attempts)
             if block is not None:
                 return block
-        if not attempts.matched:
-            break
     raise UnsupportedModelError(
         f"{call.where} is not explained by its experts:{_say(attempts, record, banks)}"
     )
 
 
-def _trace(call: LayerCall, probes: Probes, points: Sequence[Point]) -> Alignment:
-    """Traces at the shapes that eager takes, and one of a crowd of tokens."""
+def _trace(call: LayerCall, probes: Probes, more: Sequence[Point]) -> Alignment:
+    """Traces of random tokens, and of crowds of nearly equal ones, at shapes that eager takes.
+
+    Args:
+        call: How the layer is called.
+        probes: Makes the inputs.
+        more: Further shapes for crowds.
+    """
+    row = call.x.reshape(-1, call.x.shape[-1])[0]
+    inputs = [(point, probes.make(point)) for point in probes.points()]
+    inputs += [(p, probes.make(p, row=row)) for p in (*more, *probes.crowd_points())]
     traces: list[Trace] = []
     taken: list[Point] = []
-    for point in points:
+    for point, tensors in inputs:
         try:
-            traces.append(trace_layer(call, probes.make(point)))
+            traces.append(trace_layer(call, tensors))
         except UnsupportedModelError:
             if not traces:
                 raise
             continue  # eager itself may not take so few tokens
         taken.append(point)
-    row = call.x.reshape(-1, call.x.shape[-1])[0]
-    crowd = probes.crowd_point()
-    traces.append(trace_layer(call, probes.make(crowd, row=row)))
-    return Alignment(traces, [*taken, crowd])
+    return Alignment(traces, taken)
 
 
 def _explain(
     call: LayerCall,
     path: str,
-    candidates: Candidates,
+    alignment: Alignment,
     bank: ExpertBank,
+    matches: Iterator[Match],
     probes: Probes,
     attempts: Attempts,
 ) -> MoeBlock | None:
     matched = False
-    for match in itertools.islice(find_matches(candidates, bank), _MAX_MATCHES):
+    for match in itertools.islice(matches, _MAX_MATCHES):
         matched = attempts.matched = True
         try:
-            rebuilt = rebuild_layer(call, path, candidates.alignment, match)
+            rebuilt = rebuild_layer(call, path, alignment, match)
             return prove_layer(_block(rebuilt), call, probes)
         except UnsupportedModelError as error:
             attempts.note(error)

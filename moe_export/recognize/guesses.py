@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ def plain_guesses(candidates: Candidates, num_experts: int) -> Iterator[Routing]
     """
     dense = list(candidates.dense(num_experts))
     floats = [(c, layout) for c, layout in dense if c.tensors[0].is_floating_point()]
-    yield from _pairs(candidates, floats, num_experts)
+    yield from pair_guesses(candidates, floats, num_experts)
     for candidate, layout in (*floats, *((c, la) for c, la in dense if _is_mask(c.tensors))):
         yield DenseRouting(candidate.identity, layout)
     yield from _expert_choices(candidates, num_experts)
@@ -94,37 +94,51 @@ def joined_guesses(candidates: Candidates, num_experts: int) -> Iterator[Routing
     floats = [(c, layout) for c, layout in dense if c.tensors[0].is_floating_point()]
     masks = [(c, layout) for c, layout in dense if _is_mask(c.tensors)]
     ids = {c.identity: k for c, k, _ in candidates.ids(num_experts)}
-    kept = {k: _masks(candidates, k) for k in {1, *ids.values()}}
+    kept = {k: list(_masks(candidates, k)) for k in {1, *ids.values()}}
     products = (
-        PairRouting(**{**vars(pair), "kept": mask.identity})
-        for pair in _pairs(candidates, floats, num_experts)
+        replace(pair, kept=mask.identity, kept_by_slot=by_slot)
+        for pair in pair_guesses(candidates, floats, num_experts)
         for k in dict.fromkeys((ids[pair.ids], 1))
-        for mask in kept[k]
+        for mask, by_slot in kept[k]
     )
+    for (candidate, layout), bound in itertools.product(floats, candidates.bounds()):
+        yield DenseRouting(candidate.identity, layout, above=bound)
     yield from itertools.islice(products, _MAX_PRODUCTS)
     pairs = itertools.product(floats, masks)
     for (candidate, layout), (mask, mask_layout) in itertools.islice(pairs, _MAX_PRODUCTS):
         yield DenseRouting(candidate.identity, layout, mask.identity, mask_layout)
 
 
-def _masks(candidates: Candidates, k: int) -> list[Candidate]:
-    return [c for c in candidates.per_token(k) if _is_mask(c.tensors)]
+def _masks(candidates: Candidates, k: int) -> Iterator[tuple[Candidate, bool]]:
+    for mask, goes_by in candidates.entries(k):
+        if goes_by == "token" and _is_mask(mask.tensors):
+            yield mask, False
+    for mask in candidates.by_slot(k):
+        if _is_mask(mask.tensors):
+            yield mask, True
 
 
-def _pairs(
+def pair_guesses(
     candidates: Candidates, dense: Sequence[tuple[Candidate, DenseLayout]], num_experts: int
 ) -> Iterator[PairRouting]:
-    for chosen, k, shared in candidates.ids(num_experts):
-        for weights in candidates.per_token(k):
-            if weights.tensors[0].is_floating_point():
+    """Ids with the weights that they may have."""
+    for chosen, k, goes_by in candidates.ids(num_experts):
+        for weights, weights_by in candidates.entries(k):
+            if weights.tensors[0].is_floating_point() and weights_by in ("token", goes_by):
                 zero = any(bool((t == 0).any()) for t in weights.tensors)
-                yield PairRouting(chosen.identity, weights.identity, shared=shared, skips=zero)
+                yield PairRouting(
+                    chosen.identity,
+                    weights.identity,
+                    goes_by=goes_by,
+                    weights_by=weights_by,
+                    skips=zero,
+                )
         for candidate, layout in dense:
             if layout == "token expert" and k < num_experts:
                 yield PairRouting(
-                    chosen.identity, candidate.identity, dense=True, shared=shared, skips=True
+                    chosen.identity, candidate.identity, dense=True, goes_by=goes_by, skips=True
                 )
-        yield PairRouting(chosen.identity, None, shared=shared)
+        yield PairRouting(chosen.identity, None, goes_by=goes_by)
 
 
 def _expert_choices(candidates: Candidates, num_experts: int) -> Iterator[ExpertChoiceRouting]:

@@ -6,6 +6,7 @@ computed and compared with what eager made, in every trace.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from moe_export.recognize.bank import ExpertBank
 from moe_export.recognize.candidates import Candidate, Candidates
+from moe_export.recognize.capacity import capacity_guesses
 from moe_export.recognize.guesses import GuessTable, dense_weights, guess_tables
 from moe_export.recognize.program import Identity
 from moe_export.recognize.routing import DenseRouting, Routing, SlotRouting
@@ -21,6 +23,10 @@ from moe_export.tolerances import MATCH_TOLERANCE
 
 # A constant on the weights below which a sum is taken for noise.
 _SMALLEST = 1e-6
+# Tokens of a crowd that a pair must be right for before a capacity is looked for.
+_FEWEST_RIGHT = 2
+# Rows and columns of an expert's output that are looked for, and the share that must be there.
+_FEW, _SHARE = 6, 0.5
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,38 @@ def find_matches(candidates: Candidates, bank: ExpertBank) -> Iterator[Match]:
     yield from _slot_matches(candidates, bank)
 
 
+def find_capacity_matches(candidates: Candidates, bank: ExpertBank) -> Iterator[Match]:
+    """Explanations in which experts take the first C tokens that chose them."""
+    targets = _Targets(candidates, bank.sizes[1])
+    for rows in candidates.rows(bank.sizes[0]):
+        kept = [t.reshape(-1, bank.sizes[0]) for t in rows.tensors]
+        if not _appears(candidates, bank, kept[0]):
+            continue
+        outputs = [bank.outputs(k).double() for k in kept]
+        for limited, idle in itertools.product(
+            capacity_guesses(candidates, bank.num_experts), (False, True)
+        ):
+
+            def explains(
+                trace: int, dense: Tensor, idle: bool = idle, given: list[Tensor] = kept,
+                made: list[Tensor] = outputs,
+            ) -> bool:  # fmt: skip
+                total = targets.total(dense, made[trace], given[trace], idle=idle)
+                return bool(total.any()) and bool(targets.equal(trace, total))
+
+            if not targets.partly(limited.first_dense(), outputs[-1]):
+                continue
+            routing = limited.fit(explains)
+            if routing is None:
+                continue
+            dense = [
+                dense_weights(candidates, routing, n, bank.num_experts) for n in range(len(kept))
+            ]
+            sums = targets.confirm(dense, outputs, kept, idle)
+            if sums is not None:
+                yield Match(bank, rows.identity, routing, sums, idle)
+
+
 def _bound(routing: Routing, candidates: Candidates, dense: Sequence[Tensor]) -> Routing:
     """Bound a token's experts by what is selected, if that is what is seen, else by E."""
     if not isinstance(routing, DenseRouting):
@@ -71,6 +109,14 @@ def _bound(routing: Routing, candidates: Candidates, dense: Sequence[Tensor]) ->
     selected = candidates.selected(dense[0].shape[1])
     most = max(int((w != 0).sum(1).max()) for w in dense)
     return replace(routing, top_k=selected if most == selected else 0)
+
+
+def _appears(candidates: Candidates, bank: ExpertBank, rows: Tensor) -> bool:
+    """Whether each of a few rows has some expert's output, unweighted, in the first trace."""
+    numbers = candidates.numbers
+    some = bank.outputs(rows[:_FEW])[..., :_FEW]  # [E, rows, columns]
+    there = numbers.contain(some).all(2).any(0)
+    return float(there.double().mean()) >= _SHARE
 
 
 class _Targets:
@@ -130,6 +176,14 @@ class _Targets:
         """``[G, Y]`` of found ``[G, 1 or Y, T]`` and seen ``[Y, T]``."""
         return (seen - found).abs().amax(2) <= MATCH_TOLERANCE * seen.abs().amax(1)
 
+    def partly(self, dense: Tensor, outputs: Tensor) -> bool:
+        """Whether the weighted sum is right for some tokens of the last trace."""
+        total = torch.einsum("te,eth->th", dense, outputs) @ self.direction
+        seen = self._projected[-1]
+        limit = MATCH_TOLERANCE * float(total.abs().max()) * float(self.direction.norm())
+        right = ((seen - total).abs() <= limit) & (total.abs() > limit)
+        return bool(right.any(1).any()) and int(right.sum(1).max()) >= _FEWEST_RIGHT
+
     def confirm(
         self,
         dense: Sequence[Tensor],
@@ -140,14 +194,18 @@ class _Targets:
         """In every trace, the values equal to the weighted sum; None if a trace has none."""
         found = []
         for n, (w, out) in enumerate(zip(dense, outputs, strict=True)):
-            total = torch.einsum("te,eth->th", w, out)
-            if idle:
-                total = torch.where((w == 0).all(1, keepdim=True), rows[n].double(), total)
-            equal = self.equal(n, total)
+            equal = self.equal(n, self.total(w, out, rows[n], idle=idle))
             if not equal:
                 return None
             found.append(equal)
         return tuple(found)
+
+    def total(self, dense: Tensor, outputs: Tensor, rows: Tensor, *, idle: bool) -> Tensor:
+        """The weighted sum ``[T, width]``; with ``idle``, tokens without experts keep their row."""
+        total = torch.einsum("te,eth->th", dense, outputs)
+        if idle and rows.shape == total.shape:
+            total = torch.where((dense == 0).all(1, keepdim=True), rows.double(), total)
+        return total
 
     def equal(self, trace: int, total: Tensor) -> tuple[int, ...]:
         """The values of a trace equal to ``total [T, width]``, last first."""

@@ -18,12 +18,14 @@ _POINTS: dict[int, tuple[Point, ...]] = {
     2: ((2, 7), (3, 8), (5, 11)),
     3: ((2, 3, 5), (3, 4, 2), (2, 5, 7)),
 }
-_CROWD: dict[int, Point] = {1: (47,), 2: (3, 16), 3: (3, 4, 4)}
+_CROWDS: dict[int, tuple[Point, ...]] = {
+    1: ((31,), (47,)),
+    2: ((2, 15), (3, 16)),
+    3: ((2, 4, 4), (3, 4, 4)),
+}
 _MORE: dict[int, tuple[Point, ...]] = {
     1: ((2,), (3,), (5,), (9,), (64,), (99,), (201,), (256,), (333,), (600,)),
     2: (
-        (1, 2),
-        (1, 3),
         (2, 2),
         (2, 3),
         (3, 4),
@@ -31,14 +33,11 @@ _MORE: dict[int, tuple[Point, ...]] = {
         (4, 16),
         (3, 33),
         (2, 64),
-        (3, 67),
         (4, 64),
         (2, 303),
     ),
     3: (
-        (1, 1, 2),
-        (1, 1, 3),
-        (2, 1, 2),
+        (2, 2, 2),
         (2, 2, 3),
         (2, 8, 4),
         (3, 3, 11),
@@ -46,6 +45,12 @@ _MORE: dict[int, tuple[Point, ...]] = {
         (3, 2, 67),
         (4, 8, 8),
     ),
+}
+# Axes of size 1 can lead eager to other operators, so that they have a turn of their own.
+_UNITS: dict[int, tuple[Point, ...]] = {
+    1: ((2,), (3,)),
+    2: ((1, 2), (1, 3)),
+    3: ((1, 1, 2), (1, 1, 3)),
 }
 _CROWDED = 1e-3
 
@@ -80,9 +85,13 @@ class Probes:
         """Further shapes, up to several hundred tokens."""
         return self._distinct(_MORE[len(self._shape)])
 
-    def crowd_point(self) -> Point:
-        """A shape for ``crowd``."""
-        return self._fix(_CROWD[len(self._shape)])
+    def few_points(self) -> list[Point]:
+        """Shapes of two and three tokens."""
+        return self._distinct(_UNITS[len(self._shape)])
+
+    def crowd_points(self) -> list[Point]:
+        """Shapes to trace crowds of tokens at."""
+        return self._distinct(_CROWDS[len(self._shape)])
 
     def spread_out(self, count: int) -> Point:
         """A shape of about ``count`` tokens."""

@@ -17,6 +17,27 @@ _TOLERANCE = 2e-6
 _SHARE = 0.5
 
 
+class RecordedNumbers:
+    """All floating-point numbers of one eager run of a layer.
+
+    Args:
+        trace: The run.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        floats = [v.tensor.detach() for v in trace.values if v.tensor.is_floating_point()]
+        self._numbers = torch.cat([t.reshape(-1) for t in floats]).double().unique()
+
+    def contain(self, wanted: Tensor) -> Tensor:
+        """Which of some numbers are there, up to rounding: bool, in the shape of ``wanted``."""
+        wanted = wanted.double().contiguous()
+        index = torch.searchsorted(self._numbers, wanted)
+        right = self._numbers[index.clamp(max=len(self._numbers) - 1)]
+        left = self._numbers[(index - 1).clamp(min=0)]
+        distance = torch.minimum((right - wanted).abs(), (left - wanted).abs())
+        return distance <= _TOLERANCE * wanted.abs().max()
+
+
 class RecordedProducts:
     """The numbers of one eager run of a layer, to look products up in.
 
@@ -25,14 +46,13 @@ class RecordedProducts:
     """
 
     def __init__(self, trace: Trace) -> None:
-        floats = [v.tensor.detach() for v in trace.values if v.tensor.is_floating_point()]
         made = [v for v in trace.values if v.tensor.is_floating_point() and v.tensor.dim() >= 2]
         self._by_width: dict[int, list[Tensor]] = {}
         for value in made:
             if value.leaf is None or value.leaf[0] == "input":
                 rows = value.tensor.detach().reshape(-1, value.tensor.shape[-1])
                 self._by_width.setdefault(rows.shape[1], []).append(_spread(rows))
-        self._numbers = torch.cat([t.reshape(-1) for t in floats]).double().unique()
+        self._numbers = RecordedNumbers(trace)
         self._rows: list[Tensor] = []
 
     @property
@@ -42,7 +62,7 @@ class RecordedProducts:
 
     def rows_of(self, width: int) -> None:
         """Look for products with rows of this width from now on."""
-        distinct = {r.numpy().tobytes(): r for r in self._by_width.get(width, [])}
+        distinct = {r.numpy().tobytes(): r for r in self._by_width.get(width, []) if len(r)}
         self._rows = list(distinct.values())
 
     def biases(
@@ -64,17 +84,10 @@ class RecordedProducts:
             products = torch.einsum("rh,enh->ren", rows.double(), some)
             if bias is not None:
                 products = products + bias[:, :_COLUMNS]
-            there = self._contains(products).all(2).any(1)
+            there = self._numbers.contain(products).all(2).any(1)
             if float(there.double().mean()) >= _SHARE:
                 return True
         return False
-
-    def _contains(self, wanted: Tensor) -> Tensor:
-        index = torch.searchsorted(self._numbers, wanted.contiguous())
-        right = self._numbers[index.clamp(max=len(self._numbers) - 1)]
-        left = self._numbers[(index - 1).clamp(min=0)]
-        distance = torch.minimum((right - wanted).abs(), (left - wanted).abs())
-        return distance <= _TOLERANCE * wanted.abs().clamp(min=1)
 
 
 def _spread(rows: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from moe_export.recognize.sizes import Size
 
 # Axes of a value with an entry for each token and expert: [.., E], [E, ..] or [.., E, C].
 DenseLayout = Literal["token expert", "expert token", "token expert slot"]
+# What has ids of its own: each token, each place on the last axis, or each on the first.
+GoesBy = Literal["token", "position", "sequence"]
 
 
 class Routing(Protocol):
@@ -46,7 +48,9 @@ class PairRouting:
             None where every weight is 1.
         dense: Whether ``weights`` is dense.
         kept: A value, one for each id or each token, that is zero where the id does not count.
-        shared: Whether the ids go by the last token axis alone, such as a position.
+        kept_by_slot: Whether ``kept`` lists all first choices, then all second ones.
+        goes_by: What ids and weights go by: a token, a position or a sequence.
+        weights_by: The same of the weights.
         factor: A constant on the weights that eager applies among the experts.
         skips: Whether a weight of zero stands for an expert that is not run.
     """
@@ -55,7 +59,9 @@ class PairRouting:
     weights: Identity | None
     dense: bool = False
     kept: Identity | None = None
-    shared: bool = False
+    kept_by_slot: bool = False
+    goes_by: GoesBy = "token"
+    weights_by: GoesBy = "token"
     factor: float = 1.0
     skips: bool = False
 
@@ -69,24 +75,23 @@ class PairRouting:
     ) -> tuple[Tensor, Tensor]:
         """See ``Routing``."""
         given = dict(zip(self.values, values, strict=True))
-        ids = given[self.ids].long()
-        if self.shared:
-            ids = ids.expand(*point)
-        ids = ids.reshape(rows, -1)
+        ids = _by_token(given[self.ids].long(), self.goes_by, point, rows)
         if self.weights is None:
             weights = torch.ones(ids.shape)
         elif self.dense:
             valid = ids.clamp(0, num_experts - 1)
             weights = given[self.weights].reshape(rows, num_experts).gather(1, valid)
         else:
-            weights = given[self.weights].reshape(ids.shape)
+            weights = _by_token(given[self.weights], self.weights_by, point, rows)
         weights = weights.float()
         if self.factor != 1.0:
             weights = weights * self.factor
         if self.skips:
             ids = torch.where(weights != 0, ids, num_experts)
         if self.kept is not None:
-            ids = torch.where(given[self.kept].reshape(rows, -1) != 0, ids, num_experts)
+            kept = given[self.kept]
+            kept = kept.reshape(-1, rows).T if self.kept_by_slot else kept.reshape(rows, -1)
+            ids = torch.where(kept != 0, ids, num_experts)
         return ids, weights
 
 
@@ -99,6 +104,7 @@ class DenseRouting:
         layout: Its axes.
         mask: A value of the same kind that is zero where an expert is not run; None without.
         mask_layout: Its axes.
+        above: A comparison and its bound: weights that do not pass are zero.
         top_k: Most experts that a token can have; 0 for all.
         factor: See ``PairRouting``.
     """
@@ -107,6 +113,7 @@ class DenseRouting:
     layout: DenseLayout
     mask: Identity | None = None
     mask_layout: DenseLayout = "token expert"
+    above: tuple[str, float] | None = None
     top_k: int = 0
     factor: float = 1.0
 
@@ -123,7 +130,65 @@ class DenseRouting:
         dense = read_dense(values[0], self.layout, rows, num_experts)
         if self.mask is not None:
             dense = dense * read_dense(values[1], self.mask_layout, rows, num_experts)
+        if self.above is not None:
+            passes = getattr(torch, self.above[0])(dense, self.above[1])
+            dense = torch.where(passes, dense, 0.0)
         return _nonzero(dense * self.factor, self.top_k or num_experts)
+
+
+@dataclass(frozen=True)
+class CapacityRouting:
+    """A pair of which an expert takes the first C tokens that chose it.
+
+    Attributes:
+        pair: What the tokens choose.
+        capacity: C.
+        order: Tokens in the order in which they are taken; None for their own.
+        by_slot: Whether all first choices come before all second ones.
+        factor: See ``PairRouting``.
+    """
+
+    pair: PairRouting
+    capacity: Size | int
+    order: Identity | None = None
+    by_slot: bool = False
+    factor: float = 1.0
+
+    @property
+    def values(self) -> tuple[Identity, ...]:
+        """The pair's, and the order."""
+        return self.pair.values if self.order is None else (*self.pair.values, self.order)
+
+    def read(
+        self, values: Sequence[Tensor], point: Sequence[Any], rows: int, num_experts: int
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Routing``."""
+        pair_values = values if self.order is None else values[:-1]
+        order = None if self.order is None else values[-1].reshape(rows)
+        ids, weights = self.pair.read(pair_values, point, rows, num_experts)
+        count = self.capacity.at(point) if isinstance(self.capacity, Size) else self.capacity
+        position = places(ids, order, num_experts, by_slot=self.by_slot)
+        return torch.where(position < count, ids, num_experts), weights
+
+
+def places(ids: Tensor, order: Tensor | None, num_experts: int, *, by_slot: bool) -> Tensor:
+    """How many earlier choices of its expert each choice has, ``[T, K]``.
+
+    Args:
+        ids: ``[T, K]``.
+        order: ``[T]``, the tokens in the order they count; None for their own.
+        num_experts: E.
+        by_slot: Whether all first choices come before all second ones.
+    """
+    tokens, k = ids.shape
+    ordered = ids if order is None else ids[order]
+    flat = ordered.T.reshape(-1) if by_slot else ordered.reshape(-1)
+    chosen = (flat[:, None] == torch.arange(num_experts)).long()
+    earlier = ((chosen.cumsum(0) - chosen) * chosen).sum(1)
+    position = earlier.reshape(k, tokens).T if by_slot else earlier.reshape(tokens, k)
+    if order is None:
+        return position
+    return torch.zeros_like(position).scatter(0, order[:, None].expand(tokens, k), position)
 
 
 @dataclass(frozen=True)
@@ -209,6 +274,17 @@ class SlotRouting:
         del values, point
         ids = torch.arange(num_experts)[:, None].expand(num_experts, rows // num_experts)
         return ids.reshape(rows, 1), torch.ones(rows, 1)
+
+
+def _by_token(value: Tensor, goes_by: GoesBy, point: Sequence[Any], rows: int) -> Tensor:
+    """``[T, K]`` of a value that goes by token, position or sequence."""
+    if goes_by == "position":
+        own = value.reshape(point[-1], -1)
+        value = own.expand(*point[:-1], *own.shape)
+    elif goes_by == "sequence":
+        own = value.reshape(point[0], *[1] * (len(point) - 1), -1)
+        value = own.expand(*point, own.shape[-1])
+    return value.reshape(rows, -1)
 
 
 def read_dense(value: Tensor, layout: DenseLayout, rows: int, num_experts: int) -> Tensor:

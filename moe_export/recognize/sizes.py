@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
 Rounding = Literal["exact", "floor", "ceil"]
+_ROUNDINGS: tuple[Rounding, ...] = ("floor", "ceil")
+# Experts among which a quota is looked for.
+_MOST_EXPERTS = 64
+
 # Sizes of the leading axes of the layer's tokens.
 Point = tuple[int, ...]
 
@@ -112,7 +116,11 @@ def fit_number(values: Sequence[float], points: Sequence[Point], known: Sequence
     if all(value == values[0] for value in values):
         return values[0]
     if all(isinstance(value, int) for value in values):
-        sizes = itertools.chain(_multiples(values, points, known), _shares(values, points))
+        sizes = itertools.chain(
+            _multiples(values, points, known),
+            _shares(values, points, _bases(points)),
+            _shares(values, points, _quotas(points)),
+        )
         return next(sizes, None)
     return next(_quotients(values, points, known), None)
 
@@ -150,18 +158,30 @@ def _multiples(
     yield from with_offset
 
 
-def _shares(values: Sequence[Any], points: Sequence[Point]) -> Iterator[Size]:
-    roundings: tuple[Rounding, ...] = ("floor", "ceil")
+def _quotas(points: Sequence[Point]) -> Iterator[tuple[tuple[int | Size, ...], list[int]]]:
+    """Rounded shares of the tokens, of which a capacity may be a share again."""
+    for axes, _ in _bases(points):
+        for count, rounding in itertools.product(range(2, _MOST_EXPERTS + 1), _ROUNDINGS):
+            quota = Size(axes, Fraction(1, count), rounding)
+            yield (quota,), [quota.at(point) for point in points]
+
+
+def _shares(
+    values: Sequence[Any],
+    points: Sequence[Point],
+    bases: Iterable[tuple[tuple[int | Size, ...], list[int]]],
+) -> Iterator[Size]:
+    bases = list(bases)
     for factor in dict.fromkeys((1, math.gcd(*values))):
         shares = [value // factor for value in values]
         options = itertools.product(
-            _bases(points), (None, min(shares)), (False, True), (1, 4, 8), roundings
+            bases, (None, min(shares)), (False, True), (1, 4, 8), _ROUNDINGS
         )
         for (base, sizes), low, capped, multiple, rounding in options:
             free = [
                 (v, b)
                 for v, b in zip(shares, sizes, strict=True)
-                if not (v == low or (capped and v == b))
+                if b > 0 and not (v == low or (capped and v == b))
             ]
             ratio = _common_ratio(free, rounding, multiple)
             if ratio is None:
@@ -183,7 +203,7 @@ def _common_ratio(
         low, high = max(low, below), min(high, above)
     if len(seen) < 2 or low >= high:
         return None
-    for denominator in range(1, 4097):
+    for denominator in range(1, 1025):
         numerator = math.ceil(low * denominator)
         if rounding == "ceil" and Fraction(numerator, denominator) == low:
             numerator += 1

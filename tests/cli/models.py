@@ -18,6 +18,22 @@ def some_refused():
     return settle(nn.Sequential(Base(), DropoutAlways(), Base(), OnlyTwoRun())), torch.randn(5, H)
 
 
+class Untraceable(nn.Module):
+    """Its layer is recognized; what stands around it cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = Base()
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y if float(y.sum()) > 0 else -y
+
+
+def untraceable():
+    return settle(Untraceable()), torch.randn(5, H)
+
+
 def two_layers():
     """About a megabyte of weights."""
     return settle(nn.Sequential(Mixtral(64, 96), Mixtral(64, 96))), torch.randn(2, 5, 64)

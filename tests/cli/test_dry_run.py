@@ -77,6 +77,14 @@ def test_refused_layers(invoke, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_that_cannot_be_traced_around_its_layers(invoke, tmp_path):
+    result = dry_run(invoke, "untraceable")
+    assert result.exit_code == 3
+    assert table(result.stdout)["layer"][0] == "module list"
+    assert "refused: the model cannot be traced" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_refused_layers_as_json(invoke):
     result = dry_run(invoke, "some_refused", "--json")
     assert result.exit_code == 3

@@ -59,7 +59,8 @@ def inspect(
         progress.stage("load")
         loaded = load_source(source, plan)
         progress.stage("recognize")
-        layers = [{**block.describe(), "router": "-"} for block in recognize(loaded, progress).blocks]
+        blocks = recognize(loaded, progress).blocks
+        layers = [{**block.describe(), "router": "-"} for block in blocks]
     output.emit({"source": source, "layers": layers}, lambda: draw_layers(stdout(), layers))
 
 

@@ -16,7 +16,9 @@ def draw_layers(console: Console, layers: list[dict[str, Any]]) -> None:
     rows = []
     for layer in layers:
         experts = layer["experts"]
-        router = layer.get("routing", "-") if layer.get("gating") else layer.get("router", "-")
+        router = layer.get("router", "-")
+        if layer.get("gating"):  # in words, which bundles of earlier versions do not have
+            router = layer.get("routing") or router
         inner = experts.get("intermediate_size", experts.get("output_size"))
         size, form = f"{experts['hidden_size']}x{inner}", describe_form(experts)
         rows.append(

@@ -82,7 +82,7 @@ def _tests(parts: Ingredients, fit: RouterFit, bias: Array | None) -> Iterator[P
     drawn = draw_probes(parts.num_experts, seed=1)
     yield drawn
     yield draw_around(parts.num_experts, sorted(parts.scalars), list(parts.biases.values()))
-    yield draw_each_expert(parts.num_experts)
+    yield from draw_each_expert(parts.num_experts)
     rows = drawn.logits[drawn.ordinary]
     wider = dataclasses.replace(
         fit.attributes, top_k=min(parts.top_k + 1, parts.num_experts), num_groups=1, top_groups=1

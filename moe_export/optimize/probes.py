@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from moe_export.runners.arrays import Array
 
 _FEW = 12
+_RUN = 480
 _MAX_NUMBERS = 8
 _LARGEST_ORDINARY = 12.0
 
@@ -75,13 +76,15 @@ def draw_crowd(num_experts: int, count: int = 768) -> Probes:
     return _ordinary(liked + 0.3 * random.standard_normal((count, num_experts)))
 
 
-def draw_each_expert(num_experts: int) -> Probes:
-    """Ordinary rows that choose every expert at least twice."""
+def draw_each_expert(num_experts: int) -> Iterator[Probes]:
+    """Ordinary rows that choose every expert at least twice, in runs of bounded size."""
     random = np.random.default_rng(4)
     favored = np.arange(-(-2 * num_experts // _FEW) * _FEW) % num_experts
-    rows = random.standard_normal((len(favored), num_experts))
-    rows[np.arange(len(favored)), favored] += 4.0
-    return _ordinary(rows)
+    for begin in range(0, len(favored), _RUN):
+        part = favored[begin : begin + _RUN]
+        rows = random.standard_normal((len(part), num_experts))
+        rows[np.arange(len(part)), part] += 4.0
+        yield _ordinary(rows)
 
 
 def draw_around(num_experts: int, numbers: Sequence[float], vectors: Sequence[Array]) -> Probes:

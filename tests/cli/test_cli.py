@@ -61,13 +61,14 @@ def test_build_reports_layers_and_parity(invoke):
     result = invoke("build", "cli_models:good", "-o", "again", "-q")
     assert result.exit_code == 0
     assert "module list" in result.stdout
+    assert "softmax top-2, renormalized" in result.stdout
     assert "parity passed" in result.stdout
     assert result.stderr == ""
 
 
 def test_progress_goes_to_stderr(invoke):
     result = invoke("build", "cli_models:good", "-o", "third")
-    for stage in ("load", "recognize", "capture", "lower", "pack", "verify", "package"):
+    for stage in ("load", "recognize", "capture", "lower", "optimize", "pack", "verify", "package"):
         assert stage in result.stderr
     assert "peak" not in result.stdout
 

@@ -1,0 +1,45 @@
+"""What a table of layers says about their routers."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from moe_export.cli.report import draw_layers
+
+EXPERTS = {
+    "num_experts": 8, "hidden_size": 64, "intermediate_size": 128, "activation": "silu",
+    "gated": True,
+}  # fmt: skip
+FUSED = {"router": "TopKGating", "gating": {"top_k": 2}, "routing": "softmax top-2"}
+PLAIN = {"router": "standard operators", "gating": None}
+
+
+def drawn(*routers):
+    layers = [
+        {"path": f"layers.{i}", "kind": "module list", "experts": EXPERTS, **router}
+        for i, router in enumerate(routers)
+    ]
+    console = Console(width=200, record=True, file=io.StringIO())
+    draw_layers(console, layers)
+    return console.export_text()
+
+
+def test_fused_router_is_told_in_words():
+    text = drawn(FUSED)
+    assert "softmax top-2" in text
+    assert "stays" not in text
+
+
+def test_reason_stands_once_for_all_layers_that_it_holds_for():
+    reason = "tokens depend on each other"
+    text = drawn({**PLAIN, "routing": reason}, FUSED, {**PLAIN, "routing": reason})
+    assert text.count(reason) == 1
+    assert f"router of layers.0 and 1 more stays standard operators: {reason}" in text
+
+
+def test_bundle_of_an_earlier_version_has_no_words():
+    text = drawn({k: v for k, v in FUSED.items() if k != "routing"}, PLAIN)
+    assert "TopKGating" in text
+    assert "stays" not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,13 +24,15 @@ from moe_export.recognize.program import Alignment
 from moe_export.recognize.proof import check_repeatable, prove_layer
 from moe_export.recognize.recorder import Recording
 from moe_export.recognize.sizes import Point
-from moe_export.recognize.structure import expert_lists
+from moe_export.recognize.structure import expert_lists, unlike_lists
 from moe_export.recognize.trace import Trace, trace_layer
 
 # Explanations of one bank that are tried before it is given up.
 _MAX_MATCHES = 6
+# Share of experts in stacked parameters that the proof must reach.
+_LEAST_REACH = 0.9
 # Readings of a layer's parameters that are tried.
-_MAX_BANKS = 2000
+_MAX_BANKS = 400
 
 
 @dataclass
@@ -92,7 +95,7 @@ def _trace(call: LayerCall, probes: Probes, more: Sequence[Point]) -> Alignment:
         probes: Makes the inputs.
         more: Further shapes for crowds.
     """
-    row = call.x.reshape(-1, call.x.shape[-1])[0]
+    row = call.rows(call.x)[0]
     inputs = [(point, probes.make(point)) for point in probes.points()]
     inputs += [(p, probes.make(p, row=row)) for p in (*more, *probes.crowd_points())]
     traces: list[Trace] = []
@@ -122,7 +125,7 @@ def _explain(
         matched = attempts.matched = True
         try:
             rebuilt = rebuild_layer(call, path, alignment, match)
-            return prove_layer(_block(rebuilt), call, probes)
+            return _check_reach(call, prove_layer(_block(rebuilt), call, probes))
         except UnsupportedModelError as error:
             attempts.note(error)
     if not matched and bank.modules:
@@ -131,6 +134,22 @@ def _explain(
             "that the layer computes, is what it makes of them"
         )
     return None
+
+
+def _check_reach(call: LayerCall, block: MoeBlock) -> MoeBlock:
+    """Say which part of the experts no probe reached; expert modules were each checked alone.
+
+    Raises:
+        UnsupportedModelError: too few experts were reached for a proof of stacked parameters.
+    """
+    assert block.proof is not None  # it was just proved
+    reached, total = block.proof.experts_reached, block.experts.num_experts
+    if reached == total:
+        return block
+    text = f"probe inputs reach {reached} of {total} experts: eager may never run the others"
+    if not block.eager_experts and reached < _LEAST_REACH * total:
+        raise UnsupportedModelError(f"{call.where}: {text}, so that they are not proved")
+    return dataclasses.replace(block, remarks=(*block.remarks, text))
 
 
 def _block(rebuilt: RebuiltLayer) -> MoeBlock:
@@ -155,6 +174,8 @@ def _block(rebuilt: RebuiltLayer) -> MoeBlock:
 def _module_banks(
     call: LayerCall, path: str, record: Recording, attempts: Attempts
 ) -> Iterator[ExpertBank]:
+    for reason in unlike_lists(call.module):
+        attempts.note(reason)
     lists = sorted(expert_lists(call.module), key=lambda found: -len(found[1]))
     for name, experts in lists:
         width = _called_width(experts, record)
@@ -181,7 +202,7 @@ def _parameter_banks(
 ) -> Iterator[ExpertBank]:
     if any(isinstance(bank.form, GroupedExperts) for bank in banks):
         return  # the experts are modules, and were understood
-    width = call.x.shape[-1]
+    width = call.width
     trace, selected = alignment.traces[0], choices(alignment.traces)
     found = banks_of_parameters(call.module, trace, width, selected)
     yield from itertools.islice(found, _MAX_BANKS)

@@ -16,7 +16,7 @@ _FEWEST = 2
 _NUMBER = re.compile(r"\d+")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ParameterFamily:
     """One parameter of every expert.
 

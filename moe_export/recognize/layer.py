@@ -96,7 +96,7 @@ class RebuiltLayer:
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Environment, Tensor, Tensor, Tensor]:
         tensors = self.call.pick(args, kwargs)
-        point = tuple(tensors[self.call.main].shape[:-1])
+        point = self.call.point(tensors[self.call.main])
         environment = Environment({("leaf", "input", n): t for n, t in enumerate(tensors)}, point)
         module, match = self.call.module, self.match
         self.head.run(module, environment)

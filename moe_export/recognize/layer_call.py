@@ -25,7 +25,8 @@ class LayerCall:
         leaves: Arguments as a flat list, tensors among them.
         spec: How the flat list makes ``(args, kwargs)``.
         slots: Positions of the tensors in ``leaves``.
-        main: Which of the tensors holds the tokens, ``[..., H]``.
+        main: Which of the tensors holds the tokens.
+        channel: Its axis of size H: the last one, or 1 for images ``[B, H, h, w]``.
     """
 
     where: str
@@ -34,6 +35,24 @@ class LayerCall:
     spec: pytree.TreeSpec
     slots: tuple[int, ...]
     main: int
+    channel: int = -1
+
+    @property
+    def width(self) -> int:
+        """H."""
+        return int(self.x.shape[self.channel])
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The tokens ``[T, H]`` of a tensor like ``x``."""
+        return x.movedim(self.channel, -1).reshape(-1, self.width)
+
+    def point(self, x: Tensor) -> tuple[int, ...]:
+        """Sizes of the tokens' axes in a tensor like ``x``."""
+        return tuple(x.movedim(self.channel, -1).shape[:-1])
+
+    def place(self, rows: Tensor, point: Sequence[int]) -> Tensor:
+        """The tensor like ``x`` whose tokens are ``rows [T, H]``."""
+        return rows.reshape(*point, self.width).movedim(-1, self.channel)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -99,7 +118,25 @@ def find_layer_call(path: str, module: nn.Module, record: Recording) -> LayerCal
         raise UnsupportedModelError(
             f"{where} is called with a {type(opaque[0]).__name__}, which cannot be probed"
         )
-    return LayerCall(where, module, tuple(leaves), spec, tuple(slots), floats[0])
+    call = LayerCall(where, module, tuple(leaves), spec, tuple(slots), floats[0])
+    return dataclasses.replace(call, channel=1) if _has_channels_first(call) else call
+
+
+def _has_channels_first(call: LayerCall) -> bool:
+    """Whether an image's last axis can have another size, and its second cannot."""
+    if call.x.dim() != 4:
+        return False
+    return _takes(call, axis=3) and not _takes(call, axis=1)
+
+
+def _takes(call: LayerCall, axis: int) -> bool:
+    tensors = call.tensors
+    tensors[call.main] = torch.cat([call.x, call.x.narrow(axis, 0, 1)], dim=axis)
+    try:
+        call.run(tensors)
+    except Exception:  # the layer's own code says no in its own way
+        return False
+    return True
 
 
 @dataclass(frozen=True)

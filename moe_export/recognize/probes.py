@@ -52,6 +52,7 @@ _UNITS: dict[int, tuple[Point, ...]] = {
     2: ((1, 2), (1, 3)),
     3: ((1, 1, 2), (1, 1, 3)),
 }
+_SEQUENCES = 128
 _CROWDED = 1e-3
 
 
@@ -68,7 +69,7 @@ class Probes:
 
     def __init__(self, call: LayerCall, ranges: Sequence[int | None] | None = None) -> None:
         self.call = call
-        self._shape: Point = tuple(call.x.shape[:-1])
+        self._shape: Point = call.point(call.x)
         if len(self._shape) not in _POINTS:
             raise UnsupportedModelError(
                 f"{call.where} is called with {list(call.x.shape)}; [T, H], [B, S, H] or "
@@ -100,6 +101,10 @@ class Probes:
         last = max(1, -(-count // leading ** (axes - 1)))
         return self._fix((leading,) * (axes - 1) + (last,))
 
+    def many_sequences(self) -> Point:
+        """A shape of many short sequences, each of which may be routed as one."""
+        return self._fix((_SEQUENCES, *(2 for _ in self._shape[1:])))
+
     def make(self, point: Point, seed: int = 0, row: Tensor | None = None) -> list[Tensor]:
         """Random tensors at a shape; with ``row``, all tokens are nearly that row.
 
@@ -116,7 +121,8 @@ class Probes:
         if row is not None:
             spread = _spread(self.call.x) * _CROWDED
             shape = (*point, len(row))
-            made[self.call.main] = row + torch.randn(shape, generator=generator) * spread
+            rows = row + torch.randn(shape, generator=generator) * spread
+            made[self.call.main] = self.call.place(rows, point)
         return made
 
     def with_rows(self, rows: Tensor) -> list[Tensor]:
@@ -124,7 +130,7 @@ class Probes:
         point = self._fix((1,) * (len(self._shape) - 1) + (len(rows),))
         made = self.make(point, seed=5)
         if math.prod(point) == len(rows):
-            made[self.call.main] = rows.reshape(*point, rows.shape[-1])
+            made[self.call.main] = self.call.place(rows, point)
         return made
 
     def _tensor(
@@ -132,7 +138,8 @@ class Probes:
     ) -> Tensor:
         shape = [self._size(axis, size, point) for axis, size in enumerate(like.shape)]
         if number == self.call.main:
-            shape = [*point, like.shape[-1]]
+            rows = torch.randn(*point, self.call.width, generator=generator) * _spread(like)
+            return self.call.place(rows, point)
         if like.is_floating_point():
             return torch.randn(shape, generator=generator) * _spread(like)
         if like.dtype == torch.bool:

@@ -13,6 +13,7 @@ from moe_export.errors import UnsupportedModelError
 from moe_export.recognize.block import MoeBlock, Proof, bound
 from moe_export.recognize.layer_call import LayerCall, flatten_result
 from moe_export.recognize.probes import Probes
+from moe_export.recognize.trace import trace_layer
 from moe_export.tolerances import LAYER_TOLERANCE, relative_error
 
 _COUNTS = (1, 3, 17, 64, 256)
@@ -33,10 +34,23 @@ def check_repeatable(call: LayerCall, tensors: Sequence[Tensor]) -> list[Any]:
             a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
         ):
             raise UnsupportedModelError(
-                f"{call.where}: eager gives two answers to one input in eval mode: it draws "
-                "random numbers or keeps state between calls"
+                f"{call.where}: eager gives two answers to one input in eval mode: "
+                f"{_why_unrepeatable(call, tensors)}"
             )
     return first
+
+
+def _why_unrepeatable(call: LayerCall, tensors: Sequence[Tensor]) -> str:
+    try:
+        trace = trace_layer(call, tensors)
+    except UnsupportedModelError:
+        return "it draws random numbers or keeps state between calls"
+    if trace.random:
+        names = ", ".join(dict.fromkeys(trace.random))
+        return f"it draws random numbers ({names}): is a dropout or a noise on?"
+    if trace.written:
+        return f"it writes to its buffer {trace.written[0]}: it keeps state between calls"
+    return "it keeps state between calls, or Python draws random numbers"
 
 
 def prove_layer(block: MoeBlock, call: LayerCall, probes: Probes) -> MoeBlock:
@@ -59,7 +73,7 @@ def prove_layer(block: MoeBlock, call: LayerCall, probes: Probes) -> MoeBlock:
         found, chosen = _run_lowered(block, call, tensors)
         reached.update(chosen)
         worst = max(worst, _compare(block, call, found, expected, shape))
-        counts.add(tensors[call.main].numel() // shape[-1])
+        counts.add(tensors[call.main].numel() // call.width)
     if not ran:
         raise UnsupportedModelError(f"{call.where}: eager runs on no shape but the example's")
     block = dataclasses.replace(block, expert_modules=_counted_modules(block, call, probes))
@@ -143,10 +157,13 @@ def _probe_tensors(block: MoeBlock, call: LayerCall, probes: Probes) -> Iterator
     yield call.tensors
     num_experts = block.experts.num_experts
     directions = _directions(call, num_experts)
-    rows = covering_rows(_row_route(block, call, probes), num_experts, call.x, directions)
+    rows = covering_rows(
+        _row_route(block, call, probes), num_experts, call.rows(call.x), directions
+    )
     yield probes.with_rows(rows)
     for count in _COUNTS:
         yield probes.make(probes.spread_out(count), seed=2)
+    yield probes.make(probes.many_sequences(), seed=2)
     for row in (rows[0], rows[-1]):
         yield probes.make(probes.spread_out(_CROWD), seed=3, row=row)
 
@@ -167,7 +184,7 @@ def _row_route(block: MoeBlock, call: LayerCall, probes: Probes) -> Callable[[Te
 
 def _directions(call: LayerCall, num_experts: int) -> Tensor:
     """The layer's matrices with a row for each expert, such as its gate's."""
-    width = call.x.shape[-1]
+    width = call.width
     matrices = [p.detach() for p in call.module.parameters() if p.dim() == 2]
     matrices += [m.T for m in matrices]
     fitting = [m for m in matrices if m.shape == (num_experts, width)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,7 +23,7 @@ from moe_export.recognize.routing_sites import (
 )
 from moe_export.sources.model import LoadedModel
 
-_HOW = "Describe it with moe_export.register_block (README, 'A layer of your own')"
+_HOW = "Describe a layer with moe_export.register_block (README, 'A layer of your own')"
 
 
 @dataclass(frozen=True)
@@ -91,14 +90,17 @@ def recognize(loaded: LoadedModel, progress: Progress, *, keep_going: bool = Fal
     sites = find_routing_sites(loaded.model, record, blocks)
     for site in progress.track(sites, "layers"):
         attempt(site.path, site.module, partial(_recognize_site, site, record))
+    passed: list[str] = []
     refused = [loaded.model.get_submodule(refusal.path) for refusal in refusals]
     for site in find_quiet_sites(loaded.model, record, [*blocks, *refused]):
         if any(module in set(site.module.modules()) for module in blocks):
             continue  # a layer inside it was found meanwhile
-        with suppress(UnsupportedModelError):  # the exporter takes it as it is
+        try:
             blocks[site.module] = recognize_custom(site.path, site.module, record)
+        except UnsupportedModelError as error:  # the exporter takes it as it is
+            passed.append(str(error))
     if not blocks and not refusals:
-        raise UnsupportedModelError(_nothing_found(loaded.model))
+        raise UnsupportedModelError(_nothing_found(loaded.model, passed))
     order = {module: i for i, module in enumerate(loaded.model.modules())}
     found = sorted(blocks.values(), key=lambda block: order[block.module])
     return Recognition(tuple(found), tuple(refusals))
@@ -145,9 +147,10 @@ def _recognize_site(site: RoutingSite, record: Recording) -> MoeBlock:
         ) from error
 
 
-def _nothing_found(model: nn.Module) -> str:
+def _nothing_found(model: nn.Module, passed: Sequence[str]) -> str:
+    looked_at = "".join(f"\n{reason}" for reason in passed)
     return (
         f"no Mixture-of-Experts layer found in {type(model).__name__}: no module has transformers' "
-        "experts hook or a registered description, and none selects among alike modules or stacked "
-        f"parameters by value. {_HOW}"
+        "experts hook or a registered description, none selects among alike modules or stacked "
+        f"parameters by value, and no other is a weighted sum of experts.{looked_at}\n{_HOW}"
     )

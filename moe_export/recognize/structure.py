@@ -34,6 +34,23 @@ def expert_lists(module: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
                 yield f"{path}.{names[0]}..{names[-1]}".strip("."), group
 
 
+def unlike_lists(module: nn.Module) -> Iterator[str]:
+    """Lists below ``module`` whose members have parameters of one kind in different shapes."""
+    for path, child in module.named_modules():
+        if not isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            continue
+        shapes = [{n: tuple(p.shape) for n, p in m.named_parameters()} for m in child.children()]
+        first = next((s for s in shapes if s), {})
+        for number, other in enumerate(shapes):
+            if other.keys() == first.keys() and other != first:
+                name = next(n for n in first if first[n] != other[n])
+                yield (
+                    f"{path}: experts of different shapes: {name} is {list(first[name])} in the "
+                    f"first and {list(other[name])} in number {number}"
+                )
+                break
+
+
 def has_stacked_parameters(module: nn.Module) -> bool:
     """Whether the module itself, not one of torch's layers, holds parameters stacked by expert."""
     if type(module).__module__.startswith("torch.nn"):

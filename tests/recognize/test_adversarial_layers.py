@@ -113,15 +113,6 @@ class Root(Routed):
 
 
 @CASES.add()
-class CountsExperts(Routed):
-    """Weights go by how many experts were hit."""
-
-    def route(self, x):
-        weights, ids = super().route(x)
-        return weights / ids.unique().numel(), ids
-
-
-@CASES.add()
 class GrowingCache(Routed):
     """A table that is made again when more tokens come."""
 

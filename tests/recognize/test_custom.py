@@ -172,10 +172,3 @@ def test_names_the_layer_that_is_refused():
     model = nn.Sequential(GateModuleStyle(), REFUSED["noise in eval"][0]())
     with pytest.raises(UnsupportedModelError, match=r"^1 \(Noisy\)"):
         find_blocks(model, (9, H))
-
-
-def test_experts_of_unequal_shape_are_refused():
-    layer = GateModuleStyle()
-    layer.experts[2] = nn.Sequential(nn.Linear(H, 8), nn.ReLU(), nn.Linear(8, H))
-    with pytest.raises(UnsupportedModelError):
-        find_blocks(Wrapped(layer), (9, H))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from moe_export.errors import UnsupportedModelError
+from moe_export.recognize.block import bound
 from moe_export.recognize.experts_hook import has_experts_hook, recognize_hooked_experts
 
 transformers = pytest.importorskip("transformers")
@@ -144,8 +145,8 @@ def test_eager_code_that_skips_experts_is_refused():
         recognize_hooked_experts("mlp.experts", experts)
 
 
-def test_family_without_the_hook_is_refused_by_path():
-    """Llama 4 scales the experts' input and computes all of them: no silent dense export."""
+def test_family_without_the_hook_is_recognized_by_what_it_computes():
+    """Llama 4 scales the experts' input and computes all of them."""
     from pathlib import Path
 
     from moe_export.plan import BuildPlan
@@ -168,5 +169,11 @@ def test_family_without_the_hook_is_refused_by_path():
     )
     model = transformers.Llama4ForCausalLM(config).eval()
     loaded = load_module(model, None, BuildPlan(output=Path("unused")), source="llama4")
-    with pytest.raises(UnsupportedModelError, match=r"model\.layers\.0\.feed_forward"):
-        recognize(loaded, SilentProgress())
+    blocks = recognize(loaded, SilentProgress()).blocks
+    assert [block.path for block in blocks] == [f"model.layers.{n}.feed_forward" for n in (0, 1)]
+    inputs = {name: tensor.flip(-1) for name, tensor in loaded.inputs.items()}
+    expected = loaded.run(inputs)
+    with bound(blocks):
+        found = loaded.run(inputs)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)

@@ -133,7 +133,6 @@ def test_no_function_of_the_shape(values):
 
 
 def test_no_function_of_several_axes():
-    assert fit_number([2, 3, 5, 4], TWO) is None  # the second and the fourth differ in s alone
     assert fit_number([9, 11, 16, 19], [(2, 7), (3, 8), (5, 11), (3, 16)]) is None  # b + s
 
 

@@ -192,13 +192,14 @@ def _is_miscounted(eager: LayerTrace, num_experts: int) -> bool:
 
 
 def _remark_experts(result: LayerResult, progress: Progress) -> None:
+    where = result.path or "<root>"
     if result.experts_run is not None and result.experts_run < result.num_experts:
         progress.remark(
-            f"{result.path}: eager itself computes only {result.experts_run} of "
+            f"{where}: eager itself computes only {result.experts_run} of "
             f"{result.num_experts} experts"
         )
     if result.experts_reached < result.num_experts:
         progress.remark(
-            f"{result.path}: random inputs reach {result.experts_reached} of "
+            f"{where}: random inputs reach {result.experts_reached} of "
             f"{result.num_experts} experts through the router"
         )

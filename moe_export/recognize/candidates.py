@@ -209,7 +209,11 @@ class Candidates:
 
 def _signature(tensors: tuple[Tensor, ...]) -> bytes:
     parts = [str([t.dtype for t in tensors]).encode()]
-    parts += [str(tuple(t.shape)).encode() + t.contiguous().numpy().tobytes() for t in tensors]
+    parts += [
+        str(tuple(t.shape)).encode()
+        + t.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        for t in tensors
+    ]
     return b"".join(parts)
 
 

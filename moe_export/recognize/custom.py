@@ -66,6 +66,10 @@ def recognize_custom(path: str, module: nn.Module, record: Recording) -> MoeBloc
     """
     call = find_layer_call(path, module, record)
     check_repeatable(call, call.tensors)
+    if random := trace_layer(call, call.tensors).random:
+        raise UnsupportedModelError(
+            f"{call.where}: it draws random numbers ({random[0]}) in eval mode"
+        )
     probes = Probes(call)
     attempts = Attempts()
     banks = list(_module_banks(call, path, record, attempts))

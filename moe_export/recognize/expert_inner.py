@@ -86,7 +86,8 @@ def probe_inner(base: GroupedExperts, inner: Callable[[Tensor], Tensor]) -> Inne
         rows = torch.cat([gate[:, None].expand(-1, width), up[:, None].expand(-1, width)], dim=1)
         return inner(rows)[:, 0]
 
-    gate, up = (t.reshape(-1) for t in torch.meshgrid(grid[::12], grid[::12], indexing="ij"))
+    coarse = torch.cat([grid[:241:12], grid[241:]])
+    gate, up = (t.reshape(-1) for t in torch.meshgrid(coarse, coarse, indexing="ij"))
     projected = torch.stack([gate, up], dim=1)
     narrow = dataclasses.replace(base, intermediate_size=1)
     fit = fit_inner(narrow, projected, call(gate, up)[:, None], _gated_forms(call))

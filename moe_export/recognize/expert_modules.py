@@ -99,10 +99,12 @@ def _plain_experts(
 
 
 def probe_rows(count: int, width: int) -> Tensor:
-    """Rows of two magnitudes."""
+    """Rows of several magnitudes, at which clamps act too."""
     generator = torch.Generator().manual_seed(count)
     rows = torch.randn(count, width, generator=generator)
     rows[count // 2 :] *= 4
+    rows[::5] *= 30
+    rows[1::5] *= 0.01
     return rows
 
 
@@ -161,9 +163,9 @@ def _largest_error(bank: ExpertBank, experts: Sequence[nn.Module]) -> tuple[floa
         rows = probe_rows(_COUNTS[1], bank.sizes[0])
         with torch.no_grad():
             expected, found = expert(rows), bank.expert(index, rows)
-            # In another company a row must come out the same.
-            again = bank.expert(index, rows[3:5])
-        error = relative_error(found.numpy(), expected.numpy())
-        coupled = relative_error(again.numpy(), expected[3:5].numpy())
-        errors.append((max(error, coupled), index))
+            # In another company, and at another place, a row must come out the same.
+            others = [(expert(rows.flip(0)), expected.flip(0)), (expert(rows[5:7]), expected[5:7])]
+            small = expert(rows / 100), bank.expert(index, rows / 100)
+        pairs = [(found, expected), small, *others]
+        errors.append((max(relative_error(a.numpy(), b.numpy()) for a, b in pairs), index))
     return max(errors)

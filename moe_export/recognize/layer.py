@@ -102,7 +102,8 @@ class RebuiltLayer:
         self.head.run(module, environment)
         rows = self.head.read(match.rows, module, environment)
         if isinstance(match.routing, SlotRouting):
-            rows = rows.movedim(match.routing.axis, 0)
+            axis = match.routing.axis
+            rows = rows.unflatten(axis, (match.bank.num_experts, -1)).movedim(axis, 0)
         rows = rows.reshape(-1, rows.shape[-1])
         values = [self.head.read(v, module, environment) for v in match.routing.values]
         num_experts = match.bank.num_experts
@@ -113,9 +114,10 @@ class RebuiltLayer:
         shape = [size.at(point) if isinstance(size, Size) else size for size in self.sum_shape]
         if not isinstance(self.match.routing, SlotRouting):
             return y.reshape(shape)
-        axis = self.match.routing.axis
-        by_expert = [shape[axis], *shape[:axis], *shape[axis + 1 :]]
-        return y.reshape(by_expert).movedim(0, axis)
+        axis, num_experts = self.match.routing.axis, self.match.bank.num_experts
+        slots = shape[axis] // num_experts
+        by_expert = [num_experts, *shape[:axis], slots, *shape[axis + 1 :]]
+        return y.reshape(by_expert).movedim(0, axis).reshape(shape)
 
     def _result(self, result: Any, environment: Environment) -> Any:  # noqa: ANN401
         if isinstance(result, Untraceable):
@@ -131,14 +133,16 @@ class Untraceable:
 
     Attributes:
         reason: Why not.
-        like: What it was once.
+        like: What it was once: a tensor, or a number.
     """
 
     reason: str
-    like: Tensor
+    like: Any
 
-    def placeholder(self) -> Tensor:
-        """A tensor of the same type and rank that poisons what is computed from it."""
+    def placeholder(self) -> Any:  # noqa: ANN401 - as ``like``
+        """A tensor of the same type and rank, or a number, that poisons what comes of it."""
+        if not isinstance(self.like, Tensor):
+            return float("nan")
         bad = float("nan") if self.like.is_floating_point() else -(2**31) + 1
         return torch.full_like(self.like, bad) if self.like.dtype != torch.bool else self.like
 
@@ -166,9 +170,11 @@ def _rebuild(call: LayerCall, path: str, alignment: Alignment, match: Match) -> 
     trace = alignment.traces[0]
     results: list[Any] = []
     first_reason: UnsupportedModelError | None = None
-    for leaf in trace.results:
+    for number, leaf in enumerate(trace.results):
         if not isinstance(leaf, Ref):
-            results.append(leaf)
+            seen = [t.results[number] for t in alignment.traces if number < len(t.results)]
+            same = len(seen) == len(alignment.traces) and all(s == leaf for s in seen)
+            results.append(leaf if same else Untraceable("Python computes it", leaf))
             continue
         identity = alignment.identity(leaf.value)
         try:
@@ -186,6 +192,7 @@ def _rebuild(call: LayerCall, path: str, alignment: Alignment, match: Match) -> 
     sum_shape = tuple(fit_number(sizes, alignment.points) for sizes in zip(*shapes, strict=True))
     if None in sum_shape:
         raise UnsupportedModelError(f"the experts' sum has sizes {shapes} that are not explained")
+    _check_state(alignment, [head, tail])
     tail.join_linear_layers([r for r in results if isinstance(r, tuple)])
     head.join_linear_layers(
         [match.rows, *match.routing.values, *tail.taken([o for n in head.nodes for o in n.outputs])]
@@ -196,3 +203,11 @@ def _rebuild(call: LayerCall, path: str, alignment: Alignment, match: Match) -> 
     return RebuiltLayer(
         call, path, match, head, tail, sum_shape, tuple(results), trace.form, tensors
     )
+
+
+def _check_state(alignment: Alignment, programs: Sequence[Program]) -> None:
+    """A buffer that the layer writes must not be read by what is run again."""
+    read = {i[2] for p in programs for i in p.leaves if i[1] == "parameter"}
+    for name in {name for trace in alignment.traces for name in trace.written}:
+        if name in read:
+            raise UnsupportedModelError(f"it reads its buffer {name}, which it writes in eval mode")

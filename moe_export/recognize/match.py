@@ -233,14 +233,14 @@ def _rounded(factor: float) -> float:
 
 
 def _slot_matches(candidates: Candidates, bank: ExpertBank) -> Iterator[Match]:
-    """Rows that lie by expert: an axis of size E, expert e's rows at index e."""
+    """Rows that lie by expert: an axis whose size is a multiple of E, expert 0's rows first."""
     width, num_experts = bank.sizes[0], bank.num_experts
     for c in candidates.all:
         first = c.tensors[0]
-        if not first.is_floating_point() or first.dim() < 3 or first.shape[-1] != width:
+        if not first.is_floating_point() or first.dim() < 2 or first.shape[-1] != width:
             continue
-        for axis in (a for a, size in enumerate(first.shape[:-1]) if size == num_experts):
-            if any(t.shape[axis] != num_experts for t in c.tensors):
+        for axis in range(first.dim() - 1):
+            if any(t.shape[axis] % num_experts for t in c.tensors):
                 continue
             sums = _slot_sums(candidates, bank, c, axis)
             if sums is not None:
@@ -252,18 +252,21 @@ def _slot_sums(
 ) -> tuple[tuple[int, ...], ...] | None:
     found = []
     for trace, tensor in zip(candidates.alignment.traces, rows.tensors, strict=True):
-        by_expert = tensor.movedim(axis, 0)
+        shape = (*tensor.shape[:-1], bank.sizes[1])
+        alike = [
+            (n, v.tensor.detach())
+            for n, v in enumerate(trace.values)
+            if v.op is not None and v.tensor.shape == shape and v.tensor.is_floating_point()
+        ]
+        if not alike:
+            return None
+        by_expert = tensor.unflatten(axis, (bank.num_experts, -1)).movedim(axis, 0)
+        flat = by_expert.reshape(bank.num_experts, -1, bank.sizes[0])
         with torch.no_grad():
-            flat = by_expert.reshape(bank.num_experts, -1, bank.sizes[0])
             made = torch.stack([bank.expert(e, flat[e]) for e in range(bank.num_experts)])
-        made = made.reshape(*by_expert.shape[:-1], bank.sizes[1]).movedim(0, axis)
-        scale = float(made.abs().max())
-        equal = tuple(
-            n
-            for n, v in reversed(list(enumerate(trace.values)))
-            if v.op is not None and v.tensor.shape == made.shape
-            and float((v.tensor.detach() - made).abs().max()) <= MATCH_TOLERANCE * scale
-        )  # fmt: skip
+        made = made.reshape(*by_expert.shape[:-1], bank.sizes[1]).movedim(0, axis).reshape(shape)
+        limit = MATCH_TOLERANCE * float(made.abs().max())
+        equal = tuple(n for n, t in reversed(alike) if float((t - made).abs().max()) <= limit)
         if not equal:
             return None
         found.append(equal)

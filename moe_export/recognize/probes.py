@@ -52,7 +52,8 @@ _UNITS: dict[int, tuple[Point, ...]] = {
     2: ((1, 2), (1, 3)),
     3: ((1, 1, 2), (1, 1, 3)),
 }
-_SEQUENCES = 128
+_SEQUENCES, _LONG = 128, 1999
+_LARGE = 20.0
 _CROWDED = 1e-3
 
 
@@ -101,23 +102,38 @@ class Probes:
         last = max(1, -(-count // leading ** (axes - 1)))
         return self._fix((leading,) * (axes - 1) + (last,))
 
-    def many_sequences(self) -> Point:
-        """A shape of many short sequences, each of which may be routed as one."""
-        return self._fix((_SEQUENCES, *(2 for _ in self._shape[1:])))
+    def odd_points(self) -> list[Point]:
+        """Many short sequences, each of which may be routed as one; single steps; long ones."""
+        axes = len(self._shape) - 1
+        long = (1,) * axes + (_LONG,)
+        return self._distinct(((_SEQUENCES, *[2] * axes), (5, *[1] * axes), long))
 
-    def make(self, point: Point, seed: int = 0, row: Tensor | None = None) -> list[Tensor]:
+    def with_zero_rows(self, point: Point, seed: int) -> list[Tensor]:
+        """Random tensors at a shape, in which every third token is zero and others are large."""
+        made = self.make(point, seed)
+        rows = self.call.rows(made[self.call.main]).clone()
+        rows[::3] = 0
+        rows[1::3] *= _LARGE
+        made[self.call.main] = self.call.place(rows, point)
+        return made
+
+    def make(
+        self, point: Point, seed: int = 0, row: Tensor | None = None, scale: float = 1.0
+    ) -> list[Tensor]:
         """Random tensors at a shape; with ``row``, all tokens are nearly that row.
 
         Args:
             point: Sizes of the leading axes.
             seed: Seeds the values.
             row: ``[H]``.
+            scale: Factor on the tokens.
         """
         generator = torch.Generator().manual_seed(1000 * seed + math.prod(point))
         made = [
             self._tensor(n, t, point, generator, crowded=row is not None)
             for n, t in enumerate(self.call.tensors)
         ]
+        made[self.call.main] = made[self.call.main] * scale
         if row is not None:
             spread = _spread(self.call.x) * _CROWDED
             shape = (*point, len(row))
@@ -143,8 +159,9 @@ class Probes:
         if like.is_floating_point():
             return torch.randn(shape, generator=generator) * _spread(like)
         if like.dtype == torch.bool:
-            share = float(like.float().mean())
-            return torch.rand(shape, generator=generator) < (1.0 if share == 1.0 else share)
+            # A mask that the example leaves open must show what it does.
+            share = min(max(float(like.float().mean()), 0.3), 0.7)
+            return torch.rand(shape, generator=generator) < share
         high = self._ranges[number] or (int(like.max()) + 1 if like.numel() else 1)
         if crowded:
             return torch.full(shape, high // 2, dtype=like.dtype)

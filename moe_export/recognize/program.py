@@ -206,10 +206,10 @@ class Program:
     ) -> None:
         self._alignment = alignment
         self.leaves: set[Identity] = set()
-        self.sizes: list[Size] = []
+        self.sizes: list[Size]
         needed = sorted(self._needed(targets, set(given)))
         aligned = [self._aligned(index) for index in needed]
-        self._known = self._capacities(aligned)
+        self._known = self.sizes = self._capacities(aligned)
         self.nodes = [self._node(ops) for ops in aligned]
 
     @classmethod
@@ -344,8 +344,6 @@ class Program:
                     f"{', '.join(map(str, self._alignment.points))}: no function of the shape that "
                     "is known explains it"
                 )
-            if isinstance(number, Size) and number.rounding != "exact":
-                self.sizes.append(number)
             return number
         return first
 

@@ -19,6 +19,10 @@ from moe_export.tolerances import LAYER_TOLERANCE, relative_error
 _COUNTS = (1, 3, 17, 64, 256)
 # Tokens that all go to one choice of experts: more than an expert's usual capacity.
 _CROWD = 1024
+# Further crowds, in which a capacity rounds in other ways, and how many rows get a large one.
+_CROWDS, _CROWDED_ROWS = (53, 127, 153, 331), 16
+# Magnitudes at which clamps act, and at which all scores are near.
+_SCALES = (30.0, 0.01)
 _SEARCH_ROWS = 2048
 
 
@@ -163,9 +167,15 @@ def _probe_tensors(block: MoeBlock, call: LayerCall, probes: Probes) -> Iterator
     yield probes.with_rows(rows)
     for count in _COUNTS:
         yield probes.make(probes.spread_out(count), seed=2)
-    yield probes.make(probes.many_sequences(), seed=2)
-    for row in (rows[0], rows[-1]):
+    for point in probes.odd_points():
+        yield probes.make(point, seed=2)
+    for scale in _SCALES:
+        yield probes.make(probes.spread_out(_COUNTS[3]), seed=6, scale=scale)
+    yield probes.with_zero_rows(probes.spread_out(_COUNTS[3]), seed=7)
+    for row in rows[:_CROWDED_ROWS]:
         yield probes.make(probes.spread_out(_CROWD), seed=3, row=row)
+    for count in _CROWDS:
+        yield probes.make(probes.spread_out(count), seed=3, row=rows[-1])
 
 
 def _row_route(block: MoeBlock, call: LayerCall, probes: Probes) -> Callable[[Tensor], Tensor]:

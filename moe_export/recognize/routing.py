@@ -258,10 +258,10 @@ class TopTokensRouting:
 
 @dataclass(frozen=True)
 class SlotRouting:
-    """Experts by position: row ``e`` of an axis goes to expert ``e``, with weight 1.
+    """Experts by position, with weight 1: the first rows of an axis go to expert 0, and so on.
 
     Attributes:
-        axis: Axis of the experts in the value that holds the rows.
+        axis: Axis of the experts' slots in the value that holds the rows.
     """
 
     axis: int

@@ -17,6 +17,8 @@ Rounding = Literal["exact", "floor", "ceil"]
 _ROUNDINGS: tuple[Rounding, ...] = ("floor", "ceil")
 # Experts among which a quota is looked for.
 _MOST_EXPERTS = 64
+# Shapes without which a share of a share would explain anything.
+_MANY = 10
 
 # Sizes of the leading axes of the layer's tokens.
 Point = tuple[int, ...]
@@ -119,7 +121,7 @@ def fit_number(values: Sequence[float], points: Sequence[Point], known: Sequence
         sizes = itertools.chain(
             _multiples(values, points, known),
             _shares(values, points, _bases(points)),
-            _shares(values, points, _quotas(points)),
+            _shares(values, points, _quotas(points) if len(set(points)) >= _MANY else ()),
         )
         return next(sizes, None)
     return next(_quotients(values, points, known), None)

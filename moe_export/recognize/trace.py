@@ -82,6 +82,7 @@ class Trace:
         random: Names of operators that drew random numbers.
         constants: Tensors that are neither inputs nor the layer's.
         written: Names of buffers that the layer writes to; the recording leaves them as they are.
+        changed: Names of attributes that the layer set, as it does with a loss.
     """
 
     inputs: Sequence[Tensor]
@@ -92,6 +93,7 @@ class Trace:
     random: list[str] = field(default_factory=list)
     constants: list[Tensor] = field(default_factory=list)
     written: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
 
 
 def trace_layer(call: LayerCall, tensors: Sequence[Tensor]) -> Trace:
@@ -133,7 +135,7 @@ def trace_layer(call: LayerCall, tensors: Sequence[Tensor]) -> Trace:
             f"{call.where} cannot be recorded: {type(error).__name__}: {reason}"
         ) from error
     finally:
-        _restore(kept)
+        trace.changed = _restore(kept)
     found = iter(made)
     trace.results = [
         Ref(recorder.index(next(found))) if isinstance(leaf, Ref) else leaf
@@ -147,11 +149,18 @@ def _attributes(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]
     return [(owner, dict(owner)) for owner in owners]
 
 
-def _restore(kept: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-    """Undo attributes that the layer set, such as a loss: they hold recording's own tensors."""
+def _restore(kept: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+    """Undo attributes that the layer set, such as a loss: they hold recording's own tensors.
+
+    Returns:
+        Their names.
+    """
+    changed = []
     for owner, attributes in kept:
+        changed += [n for n, v in owner.items() if n not in attributes or attributes[n] is not v]
         owner.clear()
         owner.update(attributes)
+    return changed
 
 
 class _Recorder(TorchDispatchMode):

@@ -54,6 +54,7 @@ class MoeBlock:
         expert_modules: Eager's expert modules, if each is called with the rows routed to it.
         sums_experts: Whether the module returns the experts' sum and nothing else.
         untraceable: Positions of results that the lowered form does not compute.
+        sizes: Capacities that were found from numbers, in words.
         remarks: What a user should know of how the layer was read.
         proof: Evidence that the lowered form computes what eager computes.
     """
@@ -70,6 +71,7 @@ class MoeBlock:
     expert_modules: Sequence[nn.Module] = ()
     sums_experts: bool = True
     untraceable: frozenset[int] = frozenset()
+    sizes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     proof: Proof | None = None
 

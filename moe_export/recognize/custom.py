@@ -32,7 +32,7 @@ _MAX_MATCHES = 6
 # Share of experts in stacked parameters that the proof must reach.
 _LEAST_REACH = 0.9
 # Readings of a layer's parameters that are tried.
-_MAX_BANKS = 400
+_MAX_BANKS = 1500
 
 
 @dataclass
@@ -171,6 +171,7 @@ def _block(rebuilt: RebuiltLayer) -> MoeBlock:
         expert_modules=bank.modules,
         sums_experts=rebuilt.returns_sum,
         untraceable=rebuilt.untraceable,
+        sizes=rebuilt.sizes,
         remarks=rebuilt.remarks,
     )
 

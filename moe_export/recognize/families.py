@@ -131,7 +131,8 @@ def _numbered(module: nn.Module) -> dict[str, list[Tensor]]:
     }
     for path, experts in expert_lists(module):
         for name, _ in experts[0].named_parameters():
-            found.setdefault(f"{path}.#.{name}", [e.get_parameter(name) for e in experts])
+            owners = [e for e in experts if any(n == name for n, _ in e.named_parameters())]
+            found.setdefault(f"{path}.#.{name}", [e.get_parameter(name) for e in owners])
     return {
         pattern: members
         for pattern, members in found.items()

@@ -22,7 +22,7 @@ from moe_export.recognize.program import (
 )
 from moe_export.recognize.routing import SlotRouting
 from moe_export.recognize.sizes import Size, fit_number
-from moe_export.recognize.trace import Ref
+from moe_export.recognize.trace import INPUT, Ref
 
 _MAX_CUTS = 8
 
@@ -41,6 +41,7 @@ class RebuiltLayer:
         results: Identities of the results; plain values as they are; ``Untraceable`` otherwise.
         form: How results are returned.
         tensors: What is registered on the layer while bound.
+        set_by_eager: Attributes that eager sets while it runs.
     """
 
     call: LayerCall
@@ -52,10 +53,12 @@ class RebuiltLayer:
     results: tuple[Any, ...]
     form: OutputForm
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    set_by_eager: tuple[tuple[str, str], ...] = ()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever eager takes
         """What eager's ``forward`` computes; traceable by ``torch.export``."""
         environment, rows, ids, weights = self._enter(args, kwargs)
+        self._poison_attributes()
         module, bank = self.call.module, self.match.bank
         stacked = [getattr(module, parameter_name(name)) for name in bank.tensors]
         y = bank.lower(rows, ids, weights, stacked, self.path)
@@ -83,14 +86,33 @@ class RebuiltLayer:
         return frozenset(n for n, r in enumerate(self.results) if isinstance(r, Untraceable))
 
     @property
+    def sizes(self) -> tuple[str, ...]:
+        """Capacities that were found from numbers."""
+        routing = self.match.routing
+        own = [getattr(routing, "capacity", None), getattr(routing, "count", None)]
+        found = [*self.head.sizes, *self.tail.sizes, *(s for s in own if isinstance(s, Size))]
+        return tuple(dict.fromkeys(str(size) for size in found))
+
+    @property
     def remarks(self) -> tuple[str, ...]:
         """What a user should know about how the layer was read."""
-        sizes = dict.fromkeys(str(size) for size in (*self.head.sizes, *self.tail.sizes))
-        found = [f"a size of {size} was inferred from eager's numbers" for size in sizes]
+        found = [f"a size of {size} was inferred from eager's numbers" for size in self.sizes]
         for number in sorted(self.untraceable):
             reason = self.results[number].reason
             found.append(f"result {number} is not computed in the export: {reason}")
         return tuple(found)
+
+    def _poison_attributes(self) -> None:
+        """Make a model that reads what eager sets on the layer, such as a loss, give NaN.
+
+        The whole model is compared with eager before it is exported, which shows the reader.
+        """
+        if torch.compiler.is_exporting():
+            return
+        for path, name in self.set_by_eager:
+            owner = self.call.module.get_submodule(path)
+            if isinstance(getattr(owner, name, None), Tensor | float):
+                owner.__dict__[name] = torch.full((), float("nan"))
 
     def _enter(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -154,7 +176,10 @@ def rebuild_layer(call: LayerCall, path: str, alignment: Alignment, match: Match
         UnsupportedModelError: what lies before or behind the experts cannot be run at any shape.
     """
     reason: UnsupportedModelError | None = None
-    for choice in range(min(_MAX_CUTS, *(len(s) for s in match.sums))):
+    fewest = min(_MAX_CUTS, *(len(sums) for sums in match.sums))
+    # The first value is what the experts' sum was before anything else was done to it; where eager
+    # adds nothing to it for experts without tokens, it is found from the end.
+    for choice in (*range(-1, -1 - fewest, -1), *range(fewest)):
         cuts = [sums[choice] for sums in match.sums]
         try:
             return _rebuild(call, path, alignment.cut(cuts), match)
@@ -189,6 +214,8 @@ def _rebuild(call: LayerCall, path: str, alignment: Alignment, match: Match) -> 
         raise first_reason or UnsupportedModelError("its results do not come from these experts")
     sums = [alignment.tensor(EXPERTS, n) for n in range(len(alignment.traces))]
     shapes = [tuple(t.shape) for t in sums if t is not None]
+    if len({len(shape) for shape in shapes}) > 1:
+        raise UnsupportedModelError("the experts' sum has other axes at other shapes")
     sum_shape = tuple(fit_number(sizes, alignment.points) for sizes in zip(*shapes, strict=True))
     if None in sum_shape:
         raise UnsupportedModelError(f"the experts' sum has sizes {shapes} that are not explained")
@@ -201,7 +228,16 @@ def _rebuild(call: LayerCall, path: str, alignment: Alignment, match: Match) -> 
     tensors = {parameter_name(n): t for n, t in match.bank.tensors.items()}
     tensors |= constants(alignment, [head, tail])
     return RebuiltLayer(
-        call, path, match, head, tail, sum_shape, tuple(results), trace.form, tensors
+        call=call,
+        path=path,
+        match=match,
+        head=head,
+        tail=tail,
+        sum_shape=sum_shape,
+        results=tuple(results),
+        form=trace.form,
+        tensors=tensors,
+        set_by_eager=tuple(trace.changed),
     )
 
 
@@ -209,5 +245,7 @@ def _check_state(alignment: Alignment, programs: Sequence[Program]) -> None:
     """A buffer that the layer writes must not be read by what is run again."""
     read = {i[2] for p in programs for i in p.leaves if i[1] == "parameter"}
     for name in {name for trace in alignment.traces for name in trace.written}:
+        if name == INPUT:
+            raise UnsupportedModelError("it writes to its input, which the model may read")
         if name in read:
             raise UnsupportedModelError(f"it reads its buffer {name}, which it writes in eval mode")

@@ -6,6 +6,7 @@ explained as a constant, as a multiple of sizes, or as a capacity: a share of th
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -117,11 +118,18 @@ def fit_number(values: Sequence[float], points: Sequence[Point], known: Sequence
     """
     if all(value == values[0] for value in values):
         return values[0]
+    return _fit(tuple(values), tuple(points), tuple(known))
+
+
+@functools.lru_cache(maxsize=4096)
+def _fit(
+    values: tuple[float, ...], points: tuple[Point, ...], known: tuple[Size, ...]
+) -> Size | Quotient | None:
     if all(isinstance(value, int) for value in values):
         sizes = itertools.chain(
             _multiples(values, points, known),
             _shares(values, points, _bases(points)),
-            _shares(values, points, _quotas(points) if len(set(points)) >= _MANY else ()),
+            _shares_of_quotas([int(value) for value in values], points),
         )
         return next(sizes, None)
     return next(_quotients(values, points, known), None)
@@ -160,12 +168,22 @@ def _multiples(
     yield from with_offset
 
 
-def _quotas(points: Sequence[Point]) -> Iterator[tuple[tuple[int | Size, ...], list[int]]]:
-    """Rounded shares of the tokens, of which a capacity may be a share again."""
+def _shares_of_quotas(values: Sequence[int], points: Sequence[Point]) -> Iterator[Size]:
+    """Rounded shares of rounded shares of the tokens, as ``int(1.25 · ceil(T / E))``."""
+    if len(set(points)) < _MANY:
+        return
     for axes, _ in _bases(points):
         for count, rounding in itertools.product(range(2, _MOST_EXPERTS + 1), _ROUNDINGS):
             quota = Size(axes, Fraction(1, count), rounding)
-            yield (quota,), [quota.at(point) for point in points]
+            sizes = [quota.at(point) for point in points]
+            for low in (None, min(values)):
+                seen = [(v, b) for v, b in zip(values, sizes, strict=True) if b > 0 and v != low]
+                ratio = _common_ratio(seen, "floor", 1)
+                size = None if ratio is None else Size((quota,), ratio, "floor", low=low)
+                if size is not None and all(
+                    size.at(p) == v for p, v in zip(points, values, strict=True)
+                ):
+                    yield size
 
 
 def _shares(
@@ -174,8 +192,10 @@ def _shares(
     bases: Iterable[tuple[tuple[int | Size, ...], list[int]]],
 ) -> Iterator[Size]:
     bases = list(bases)
-    for factor in dict.fromkeys((1, math.gcd(*values))):
-        shares = [value // factor for value in values]
+    found: list[Size] = []
+    variants = {(offset, math.gcd(*(v - offset for v in values)) or 1) for offset in (0, 1)}
+    for offset, factor in itertools.chain(((0, 1), (1, 1)), sorted(variants)):
+        shares = [(value - offset) // factor for value in values]
         options = itertools.product(
             bases, (None, min(shares)), (False, True), (1, 4, 8), _ROUNDINGS
         )
@@ -188,9 +208,16 @@ def _shares(
             ratio = _common_ratio(free, rounding, multiple)
             if ratio is None:
                 continue
-            size = Size(base, ratio, rounding, multiple, low, capped, factor)
+            size = Size(base, ratio, rounding, multiple, low, capped, factor, offset)
             if all(size.at(p) == v for p, v in zip(points, values, strict=True)):
-                yield size
+                found.append(size)
+    yield from sorted(found, key=_complexity)
+
+
+def _complexity(size: Size) -> int:
+    """What it takes to say a size: the plainest that fits is the likeliest."""
+    extras = (size.low is not None) + size.at_most_base + (size.multiple > 1) + 2 * size.offset
+    return size.ratio.numerator + size.ratio.denominator + 2 * extras
 
 
 def _common_ratio(

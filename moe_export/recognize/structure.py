@@ -45,8 +45,8 @@ def unlike_lists(module: nn.Module) -> Iterator[str]:
             if other.keys() == first.keys() and other != first:
                 name = next(n for n in first if first[n] != other[n])
                 yield (
-                    f"{path}: experts of different shapes: {name} is {list(first[name])} in the "
-                    f"first and {list(other[name])} in number {number}"
+                    f"{path}.{number}: experts of different shapes: {name} is "
+                    f"{list(other[name])} here and {list(first[name])} in the first"
                 )
                 break
 

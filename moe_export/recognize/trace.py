@@ -22,6 +22,8 @@ from moe_export.errors import UnsupportedModelError
 from moe_export.recognize.layer_call import LayerCall, OutputForm, flatten_result
 
 _aten = torch.ops.aten
+# In ``Trace.written``, instead of a name.
+INPUT = "an input"
 _MASKS = (torch.bool, torch.uint8)
 _DYNAMIC = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 _RANDOM = torch.Tag.nondeterministic_seeded
@@ -82,7 +84,7 @@ class Trace:
         random: Names of operators that drew random numbers.
         constants: Tensors that are neither inputs nor the layer's.
         written: Names of buffers that the layer writes to; the recording leaves them as they are.
-        changed: Names of attributes that the layer set, as it does with a loss.
+        changed: Attributes that the layer set, such as a loss: the module's path and the name.
     """
 
     inputs: Sequence[Tensor]
@@ -93,7 +95,7 @@ class Trace:
     random: list[str] = field(default_factory=list)
     constants: list[Tensor] = field(default_factory=list)
     written: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
+    changed: list[tuple[str, str]] = field(default_factory=list)
 
 
 def trace_layer(call: LayerCall, tensors: Sequence[Tensor]) -> Trace:
@@ -144,20 +146,28 @@ def trace_layer(call: LayerCall, tensors: Sequence[Tensor]) -> Trace:
     return trace
 
 
-def _attributes(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    owners = [d for m in module.modules() for d in (m.__dict__, m._buffers)]
-    return [(owner, dict(owner)) for owner in owners]
+# A module, a dictionary of its attributes, and what that held.
+_Kept = list[tuple[str, dict[str, Any], dict[str, Any]]]
 
 
-def _restore(kept: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+def _attributes(module: nn.Module) -> _Kept:
+    owners = [(p, d) for p, m in module.named_modules() for d in (m.__dict__, m._buffers)]
+    return [(path, owner, dict(owner)) for path, owner in owners]
+
+
+def _restore(kept: _Kept) -> list[tuple[str, str]]:
     """Undo attributes that the layer set, such as a loss: they hold recording's own tensors.
 
     Returns:
-        Their names.
+        Paths of modules, and names of the attributes.
     """
     changed = []
-    for owner, attributes in kept:
-        changed += [n for n, v in owner.items() if n not in attributes or attributes[n] is not v]
+    for path, owner, attributes in kept:
+        changed += [
+            (path, name)
+            for name, value in owner.items()
+            if name not in attributes or attributes[name] is not value
+        ]
         owner.clear()
         owner.update(attributes)
     return changed
@@ -218,7 +228,8 @@ class _Recorder(TorchDispatchMode):
         number = self.index(target)
         value = self._trace.values[number]
         if value.leaf is not None:
-            self._trace.written.append(str(value.leaf[1]))
+            kind, name = value.leaf
+            self._trace.written.append(INPUT if kind == "input" else str(name))
             return False
         self._trace.values[number] = dataclasses.replace(value, tensor=target.clone())
         return True

@@ -118,21 +118,21 @@ def fit_number(values: Sequence[float], points: Sequence[Point], known: Sequence
     """
     if all(value == values[0] for value in values):
         return values[0]
-    return _fit(tuple(values), tuple(points), tuple(known))
+    if all(isinstance(value, int) for value in values):
+        return _fit_whole(tuple(map(int, values)), tuple(points), tuple(known))
+    return next(_quotients(values, points, known), None)
 
 
 @functools.lru_cache(maxsize=4096)
-def _fit(
-    values: tuple[float, ...], points: tuple[Point, ...], known: tuple[Size, ...]
-) -> Size | Quotient | None:
-    if all(isinstance(value, int) for value in values):
-        sizes = itertools.chain(
-            _multiples(values, points, known),
-            _shares(values, points, _bases(points)),
-            _shares_of_quotas([int(value) for value in values], points),
-        )
-        return next(sizes, None)
-    return next(_quotients(values, points, known), None)
+def _fit_whole(
+    values: tuple[int, ...], points: tuple[Point, ...], known: tuple[Size, ...]
+) -> Size | None:
+    sizes = itertools.chain(
+        _multiples(values, points, known),
+        _shares(values, points, _bases(points)),
+        _shares_of_quotas(values, points),
+    )
+    return next(sizes, None)
 
 
 def _bases(

@@ -151,3 +151,9 @@ def test_random_products_are_found(seed):
 def test_sizes_say_what_they_are():
     found = fit(lambda t: max(4, math.ceil(t / 4)), MORE)
     assert str(found) == "ceil(1/4 · axis 0), at least 4"
+
+
+def test_whole_numbers_stay_whole_after_equal_fractions():
+    points = [(4,), (6,), (10,)]
+    assert isinstance(fit_number([8.0, 12.0, 20.0], points).at((3,)), float)
+    assert isinstance(fit_number([8, 12, 20], points).at((3,)), int)

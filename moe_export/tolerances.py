@@ -15,9 +15,6 @@ INNER_TOLERANCE = 4e-6
 # One layer: sums over up to a few thousand products in another order; measured below 3e-6.
 LAYER_TOLERANCE = 1e-5
 
-# Expert weights recovered by least squares from float32 outputs: the fit costs two more digits.
-GATING_TOLERANCE = 1e-4
-
 # A fused router's weight against that of the operators it replaces, relative to that weight: an
 # exponential, a sum and a division in another order, each a few units in the last place.
 ROUTER_TOLERANCE = 3e-6
@@ -29,9 +26,6 @@ ROUTER_EXTREME_FACTOR = 30.0
 
 # Scores of a router nearer than this, relative to themselves, are equal but for rounding.
 ROUTER_TIE_TOLERANCE = 2e-6
-
-# What may be left of a layer's output when its experts are explained by that fit.
-RESIDUAL_TOLERANCE = 1e-4
 
 # What eager made of a layer's experts against their weighted sum in float64: the same sums as one
 # layer's, and on one direction, where they may nearly cancel.

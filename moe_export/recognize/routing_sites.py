@@ -70,11 +70,8 @@ def find_quiet_sites(
     skip, chains = set(handled), _chains(model, record)
     inside = {m for s in skip for m in s.modules()}
     paths = {module: path for path, module in model.named_modules()}
-    holding = [m for m in paths if m in record.calls and holds_experts(m, skip, chains)]
-    outer = {
-        m for m in holding for other in holding if other is not m and other in set(m.modules())
-    }
-    found = dict.fromkeys(m for m in holding if m not in outer)
+    holding = {m for m in paths if m in record.calls and holds_experts(m, skip, chains)}
+    found = {m: None for m in paths if m in holding and not holding.intersection(_below(m))}
     for _, stack in record.selections:
         near = [m for m in reversed(stack) if _count_matrices(m) >= _FEWEST_MATRICES]
         found |= dict.fromkeys(near[:_LEVELS])

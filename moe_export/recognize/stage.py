@@ -79,8 +79,11 @@ def recognize(loaded: LoadedModel, progress: Progress, *, keep_going: bool = Fal
                 raise
             refusals.append(Refusal(path, str(error)))
         else:
-            for remark in blocks[module].remarks:
-                progress.remark(f"{path or '<root>'}: {remark}")
+            tell(path, blocks[module])
+
+    def tell(path: str, block: MoeBlock) -> None:
+        for remark in block.remarks:
+            progress.remark(f"{path or '<root>'}: {remark}")
 
     for path, module in progress.track(_described(loaded.model), "layers"):
         if module not in record.calls:
@@ -93,17 +96,23 @@ def recognize(loaded: LoadedModel, progress: Progress, *, keep_going: bool = Fal
     passed: list[str] = []
     refused = [loaded.model.get_submodule(refusal.path) for refusal in refusals]
     for site in find_quiet_sites(loaded.model, record, [*blocks, *refused]):
-        if any(module in set(site.module.modules()) for module in blocks):
-            continue  # a layer inside it was found meanwhile
+        if any(_overlap(site.module, module) for module in blocks):
+            continue  # a layer inside or around it was found meanwhile
         try:
             blocks[site.module] = recognize_custom(site.path, site.module, record)
         except UnsupportedModelError as error:  # the exporter takes it as it is
             passed.append(str(error))
+        else:
+            tell(site.path, blocks[site.module])
     if not blocks and not refusals:
         raise UnsupportedModelError(_nothing_found(loaded.model, passed))
     order = {module: i for i, module in enumerate(loaded.model.modules())}
     found = sorted(blocks.values(), key=lambda block: order[block.module])
     return Recognition(tuple(found), tuple(refusals))
+
+
+def _overlap(a: nn.Module, b: nn.Module) -> bool:
+    return a in set(b.modules()) or b in set(a.modules())
 
 
 def _record(loaded: LoadedModel) -> Recording:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,6 +25,10 @@ from moe_export.recognize.routing_sites import (
 from moe_export.sources.model import LoadedModel
 
 _HOW = "Describe a layer with moe_export.register_block (README, 'A layer of your own')"
+
+
+# Modules around a part of a layer that are tried instead of it.
+_LEVELS = 2
 
 
 @dataclass(frozen=True)
@@ -71,15 +76,16 @@ def recognize(loaded: LoadedModel, progress: Progress, *, keep_going: bool = Fal
     blocks: dict[nn.Module, MoeBlock] = {}
     refusals: list[Refusal] = []
 
-    def attempt(path: str, module: nn.Module, find: Callable[[], MoeBlock]) -> None:
+    def attempt(path: str, find: Callable[[], MoeBlock]) -> None:
         try:
-            blocks[module] = find()
+            block = find()
         except UnsupportedModelError as error:
             if not keep_going:
                 raise
             refusals.append(Refusal(path, str(error)))
         else:
-            tell(path, blocks[module])
+            blocks[block.module] = block
+            tell(block.path, block)
 
     def tell(path: str, block: MoeBlock) -> None:
         for remark in block.remarks:
@@ -89,10 +95,11 @@ def recognize(loaded: LoadedModel, progress: Progress, *, keep_going: bool = Fal
         if module not in record.calls:
             progress.remark(f"{path} never runs on the example inputs: it is left out")
             continue
-        attempt(path, module, partial(_recognize_described, path, module, record))
+        attempt(path, partial(_recognize_described, path, module, record))
     sites = find_routing_sites(loaded.model, record, blocks)
     for site in progress.track(sites, "layers"):
-        attempt(site.path, site.module, partial(_recognize_site, site, record))
+        if not any(_overlap(site.module, module) for module in blocks):
+            attempt(site.path, partial(_recognize_site, site, loaded.model, record))
     passed: list[str] = []
     refused = [loaded.model.get_submodule(refusal.path) for refusal in refusals]
     for site in find_quiet_sites(loaded.model, record, [*blocks, *refused]):
@@ -109,6 +116,12 @@ def recognize(loaded: LoadedModel, progress: Progress, *, keep_going: bool = Fal
     order = {module: i for i, module in enumerate(loaded.model.modules())}
     found = sorted(blocks.values(), key=lambda block: order[block.module])
     return Recognition(tuple(found), tuple(refusals))
+
+
+def _enclosing(path: str) -> list[str]:
+    """Paths of the modules around a module, the nearest first."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:count]) for count in range(len(parts) - 1, -1, -1)]
 
 
 def _overlap(a: nn.Module, b: nn.Module) -> bool:
@@ -146,10 +159,16 @@ def _described(model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
     return found
 
 
-def _recognize_site(site: RoutingSite, record: Recording) -> MoeBlock:
+def _recognize_site(site: RoutingSite, model: nn.Module, record: Recording) -> MoeBlock:
+    """The site, or a layer right around it, of which it may be a part."""
     try:
         return recognize_custom(site.path, site.module, record)
     except UnsupportedModelError as error:
+        for path in _enclosing(site.path)[:_LEVELS]:
+            module = model.get_submodule(path)
+            if module in record.calls:
+                with suppress(UnsupportedModelError):
+                    return recognize_custom(path, module, record)
         raise UnsupportedModelError(
             f"{error}\nIt routes by value ({', '.join(site.operators)}), so that it is not left to "
             f"the exporter. {_HOW}"

@@ -8,6 +8,9 @@ from moe_export.errors import UnsupportedModelError
 from tests.zoo import harness
 from tests.zoo.catalog import CLASSIC, REFUSED, STYLES
 
+# Some 130 builds: scripts/test.sh --all runs them.
+pytestmark = pytest.mark.slow
+
 LAYERS = {layer.name: layer for layer in CLASSIC + STYLES}
 
 # Layers whose number of experts is doubled; all take ``num_experts``.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from moe_export.ops import torch_ops
-from moe_export.ops.layout import SourceLayout
 from moe_export.ops.spec import GroupedExperts
 from moe_export.recognize.unfused import UnfusedExperts
 
@@ -21,8 +20,7 @@ class ExpertBank:
     Attributes:
         label: Where they are in the layer, for people.
         form: What the ops compute.
-        tensors: Stacked weights and biases by name, ``[E, ...]`` in ``layout``.
-        layout: How the weights are stored.
+        tensors: Stacked weights and biases by name, ``[E, ...]`` row-major.
         modules: Eager's expert modules, where experts are modules.
         copies: Ids of experts that give their row back.
         zeros: Ids of experts that give nothing.
@@ -31,7 +29,6 @@ class ExpertBank:
     label: str
     form: GroupedExperts | UnfusedExperts
     tensors: Mapping[str, Tensor]
-    layout: SourceLayout = field(default_factory=SourceLayout)
     modules: Sequence[nn.Module] = ()
     copies: tuple[int, ...] = ()
     zeros: tuple[int, ...] = ()
@@ -65,7 +62,7 @@ class ExpertBank:
             y = self.form.lower(rows, ids, weights, named, path)
         else:
             given = [rows, ids, weights, *tensors]
-            y = torch_ops.grouped_experts(given, self.form, self.layout, path=path)
+            y = torch_ops.grouped_experts(given, self.form, path=path)
         for copy in self.copies:
             y = y + rows * (weights * (ids == copy)).sum(1, keepdim=True)
         return y
@@ -84,10 +81,7 @@ class ExpertBank:
         index -= self.form.first_expert
         if isinstance(self.form, UnfusedExperts):
             return self.form.run({n: t[index] for n, t in self.tensors.items()}, rows)
-        one = {
-            name: self.layout.to_row_major(name, t[index : index + 1])[0]
-            for name, t in self.tensors.items()
-        }
+        one = {name: t[index] for name, t in self.tensors.items()}
         return torch_ops.expert_ffn(rows, one, self.form)
 
     def eager(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:

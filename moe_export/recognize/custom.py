@@ -164,7 +164,6 @@ def _block(rebuilt: RebuiltLayer) -> MoeBlock:
         module=rebuilt.call.module,
         experts=bank.form,
         lowered=rebuilt.forward,
-        layout=bank.layout,
         parameters=rebuilt.tensors,
         route=rebuilt.route,
         eager_experts=bank.eager(),

@@ -19,7 +19,7 @@ from moe_export.recognize.trace import OpCall, Ref, Trace
 
 _aten = torch.ops.aten
 # Views depend on strides, which a replaced value need not share.
-RESHAPES = {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default}
+_RESHAPES = {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default}
 
 # Products with a matrix, and how many arguments they have.
 _PRODUCTS = {_aten.mm.default: 2, _aten.addmm.default: 3}
@@ -184,8 +184,9 @@ class Environment:
 Apply = Callable[[Any, list[Any], dict[str, Any]], Any]
 
 
-def _apply(func: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-    return (torch.reshape if func in RESHAPES else func)(*args, **kwargs)
+def apply_operator(func: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    """Call a recorded operator; a view becomes a reshape, which works for any strides."""
+    return (torch.reshape if func in _RESHAPES else func)(*args, **kwargs)
 
 
 class Program:
@@ -219,7 +220,9 @@ class Program:
         program.leaves, program.sizes, program.nodes = set(), [], list(nodes)
         return program
 
-    def run(self, module: nn.Module, environment: Environment, apply: Apply = _apply) -> None:
+    def run(
+        self, module: nn.Module, environment: Environment, apply: Apply = apply_operator
+    ) -> None:
         """Add the targets to the environment; traceable by ``torch.export``.
 
         Args:

@@ -17,7 +17,14 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from moe_export.errors import UnsupportedModelError
 from moe_export.ops import torch_ops
 from moe_export.ops.spec_rows import ExpertCombine, ExpertDispatch, GroupedMatMul
-from moe_export.recognize.program import RESHAPES, Environment, Identity, Node, Program, Slot
+from moe_export.recognize.program import (
+    Environment,
+    Identity,
+    Node,
+    Program,
+    Slot,
+    apply_operator,
+)
 
 _aten = torch.ops.aten
 PRODUCTS = {_aten.mm.default: 0, _aten.addmm.default: 1}
@@ -139,7 +146,7 @@ class UnfusedExperts:
 
 def _apply(func: Any, args: list[Any], kwargs: dict[str, Any], product: _Multiply) -> Any:  # noqa: ANN401
     if not any(isinstance(a, _PerExpert) for a in (*args, *kwargs.values())):
-        return (torch.reshape if func in RESHAPES else func)(*args, **kwargs)
+        return apply_operator(func, args, kwargs)
     if func in PRODUCTS:
         bias = args[0] if PRODUCTS[func] else None
         x, matrix = args[PRODUCTS[func] :]

@@ -167,7 +167,7 @@ def _block(rebuilt: RebuiltLayer) -> MoeBlock:
         parameters=rebuilt.tensors,
         route=rebuilt.route,
         eager_experts=bank.eager(),
-        expert_modules=bank.modules,
+        expert_modules=() if bank.copies or bank.zeros else bank.modules,
         sums_experts=rebuilt.returns_sum,
         untraceable=rebuilt.untraceable,
         sizes=rebuilt.sizes,

@@ -78,6 +78,7 @@ class RebuiltLayer:
     def returns_sum(self) -> bool:
         """Whether the layer returns the weighted sum and nothing else."""
         by_token = not isinstance(self.match.routing, SlotRouting) and not self.match.idle
+        by_token = by_token and not self.match.bank.copies
         return by_token and not self.tail.nodes and self.results == (EXPERTS,)
 
     @property

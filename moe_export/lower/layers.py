@@ -15,6 +15,7 @@ from moe_export.ops.contract import moe_nodes
 from moe_export.ops.onnx_ops import PATH_KEY, node_attributes
 from moe_export.ops.spec import TopKGating
 from moe_export.recognize.block import MoeBlock
+from moe_export.runners.eager import call_path
 
 # The nodes that a layer begins and ends with: one and the same, or rows are spread and collected.
 _FORMS = (("GroupedExperts", "GroupedExperts"), ("ExpertDispatch", "ExpertCombine"))
@@ -26,6 +27,7 @@ class LoweredLayer:
 
     Attributes:
         block: The layer in PyTorch.
+        path: Its path in the model; with ``#2`` and so on where the model calls it again.
         node: The node that computes its result: ``GroupedExperts`` or ``ExpertCombine``.
         x, expert_ids, expert_weights, y: Names of the values around its experts.
         gating: Attributes of its ``TopKGating``; None where its router is standard operators.
@@ -33,6 +35,7 @@ class LoweredLayer:
     """
 
     block: MoeBlock
+    path: str
     node: str
     x: str
     expert_ids: str
@@ -45,6 +48,7 @@ class LoweredLayer:
         """Facts for people and for the manifest."""
         return {
             **self.block.describe(),
+            "path": self.path,
             "router": self.gating.op_type if self.gating else "standard operators",
             "gating": self.gating.to_onnx() if self.gating else None,
             "routing": self.routing,
@@ -52,37 +56,57 @@ class LoweredLayer:
 
 
 def find_layers(model: ir.Model, blocks: Sequence[MoeBlock]) -> tuple[LoweredLayer, ...]:
-    """Name every custom node uniquely and find each block's place in the graph.
+    """Name every custom node uniquely and find each block's places in the graph.
 
     Returns:
-        The layers in the order they run.
+        One for each call of a layer, those of the layer that runs first first.
 
     Raises:
-        UnsupportedModelError: a block's experts are there more than once, or not at all.
+        UnsupportedModelError: a block's experts are not in the graph.
     """
     nodes: dict[str, list[ir.Node]] = {}
-    counts: Counter[str] = Counter()
     for node in moe_nodes(model):
-        path = node.metadata_props[PATH_KEY]
-        nodes.setdefault(path, []).append(node)
-        name = f"{path or 'root'}/{node.op_type}"
-        counts[name] += 1
-        node.name = name if counts[name] == 1 else f"{name}.{counts[name]}"
+        nodes.setdefault(node.metadata_props[PATH_KEY], []).append(node)
     missing = [block.path for block in blocks if block.path not in nodes]
     if missing:
         raise UnsupportedModelError(
             f"{', '.join(missing)}: the layer's result is not used by the model's outputs"
         )
     by_path = {block.path: block for block in blocks}
-    return tuple(_layer(by_path[path], members) for path, members in nodes.items())
+    return tuple(
+        _layer(by_path[path], call_path(path, number), members)
+        for path, found in nodes.items()
+        for number, members in enumerate(_calls(path, found), 1)
+    )
 
 
-def _layer(block: MoeBlock, nodes: Sequence[ir.Node]) -> LoweredLayer:
-    first, last = expert_ends(block.path, nodes)
+def _calls(path: str, nodes: Sequence[ir.Node]) -> list[Sequence[ir.Node]]:
+    """The nodes of each call of a layer; tracing leaves them one call after the other."""
+    count = max(1, sum(node.op_type in {end for _, end in _FORMS} for node in nodes))
+    size = len(nodes) // count
+    calls = [nodes[start : start + size] for start in range(0, size * count, size)]
+    kinds = [node.op_type for node in nodes]
+    if kinds != kinds[:size] * count:
+        raise UnsupportedModelError(
+            f"{path}: it is called {count} times, and leaves other nodes each time: "
+            f"{', '.join(kinds)}"
+        )
+    return calls
+
+
+def _layer(block: MoeBlock, path: str, nodes: Sequence[ir.Node]) -> LoweredLayer:
+    counts: Counter[str] = Counter()
+    for node in nodes:
+        node.metadata_props[PATH_KEY] = path
+        name = f"{path or 'root'}/{node.op_type}"
+        counts[name] += 1
+        node.name = name if counts[name] == 1 else f"{name}.{counts[name]}"
+    first, last = expert_ends(path, nodes)
     x, ids = (_name(value) for value in first.inputs[:2])
     gating = [a for n in nodes if isinstance(a := node_attributes(n), TopKGating)]
     return LoweredLayer(
         block=block,
+        path=path,
         node=str(last.name),
         x=x,
         expert_ids=ids,
@@ -109,8 +133,6 @@ def expert_ends(path: str, nodes: Sequence[ir.Node]) -> tuple[ir.Node, ir.Node]:
                 "not collected where they were spread"
             )
         pairs += list(zip(begins, ends, strict=True))
-    if len(pairs) > 1:
-        raise UnsupportedModelError(f"{path} is called more than once in one run of the model")
     if not pairs:
         raise UnsupportedModelError(
             f"{path}: the layer's result is not used by the model's outputs"

@@ -132,7 +132,7 @@ def _coupled(part: RouterSlice, runner: SliceRunner) -> set[str]:
 
 def _only_summed(model: ir.Model, layer: LoweredLayer) -> bool:
     """Whether nothing but the layer's ``GroupedExperts`` reads its ids and weights (rule 4)."""
-    first, last = expert_ends(layer.block.path, layer_nodes(model, layer.block.path))
+    first, last = expert_ends(layer.path, layer_nodes(model, layer.path))
     if first is not last:
         return False
     queue = [value for value in first.inputs[1:3] if value is not None]

@@ -122,8 +122,8 @@ def _tied_rows(graph: ir.Graph, run: SliceRun, ordinary: Array, top_k: int) -> A
     tokens = len(run.logits)
     tied = np.zeros(tokens, bool)
     for scores, kept in _selections(graph, run, top_k):
-        if scores.size % tokens or scores.size == 0:
-            continue
+        if scores.size == 0 or scores.size % (tokens * scores.shape[-1]):
+            continue  # it selects among tokens
         best = -np.sort(-scores.reshape(tokens, -1, scores.shape[-1]).astype(np.float64), axis=2)
         last, first_out = best[:, :, kept - 1], best[:, :, kept]
         with np.errstate(invalid="ignore"):

@@ -46,9 +46,9 @@ def replace_router(model: ir.Model, layer: LoweredLayer, found: FoundRouter) -> 
     inputs = [_reshape(found.logits, [-1, found.num_experts], nodes)]
     if found.bias is not None:
         inputs.append(_reshape(values[found.bias], [found.num_experts], nodes))
-    gating = _gating_node(found, inputs, layer.block.path)
+    gating = _gating_node(found, inputs, layer.path)
     nodes.append(gating)
-    first, last = expert_ends(layer.block.path, layer_nodes(model, layer.block.path))
+    first, last = expert_ends(layer.path, layer_nodes(model, layer.path))
     if found.pair.ids == layer.expert_ids:
         first.replace_input_with(1, gating.outputs[0])
     if found.pair.weights == layer.expert_weights:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,8 +70,29 @@ class SliceRunner:
                 continue
             values = dict(zip(self.names, results, strict=True))
             if values[self._part.ids].shape == (len(logits), self._part.top_k):
+                self._check_rows(feeds)
                 return SliceRun(logits, samples, values)
         raise NoCutError("the router does not run apart from the model") from error
+
+    def _check_rows(self, feeds: Mapping[str, Array]) -> None:
+        """Twice as many rows in what the logits do not share must not give more ids.
+
+        Raises:
+            NoCutError: ids are repeated, as for the tokens of a sequence that is routed as one.
+        """
+        first, *others = self._part.model.graph.inputs
+        own = {*_symbols(first.shape or ir.Shape([])), "?"}
+        doubled = dict(feeds)
+        for value in others:
+            array, dims = feeds[str(value.name)], value.shape or ()
+            foreign = [isinstance(d, ir.SymbolicDim) and not own & {*_symbols([d])} for d in dims]
+            shape = [size * 2 if f else size for size, f in zip(array.shape, foreign, strict=True)]
+            doubled[str(value.name)] = np.zeros(shape, array.dtype)
+        rows = 0
+        with suppress(Exception):  # as above
+            rows = len(self._session.run([self._part.ids], doubled)[0])
+        if rows * self._part.num_experts != feeds[str(first.name)].size:
+            raise NoCutError("the router has other rows than its logits")
 
     def _feeds(self, logits: Array) -> Iterator[tuple[int, dict[str, Array]]]:
         first, *others = self._part.model.graph.inputs
@@ -112,7 +134,7 @@ def _sizes(
         yield 1, dict.fromkeys(symbols, 1) | {symbol: num_tokens}
 
 
-def _symbols(shape: ir.Shape) -> Iterator[str]:
+def _symbols(shape: Iterable[int | ir.SymbolicDim]) -> Iterator[str]:
     for dim in shape:
         if isinstance(dim, ir.SymbolicDim):
             # A size without a name is its own symbol; the others are sums and products of names.

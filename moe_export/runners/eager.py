@@ -65,10 +65,15 @@ class LayerTrace:
 
 @dataclass(frozen=True)
 class Trace:
-    """Outputs of one run and what each layer did in it, by path."""
+    """Outputs of one run and what each layer did in it, by the path of the call."""
 
     outputs: Mapping[str, Array]
     layers: Mapping[str, LayerTrace]
+
+
+def call_path(path: str, number: int) -> str:
+    """The name of a layer's first, second, .. call in one run of the model."""
+    return path if number == 1 else f"{path}#{number}"
 
 
 class _Selections:
@@ -144,7 +149,7 @@ def watch(blocks: Sequence[WatchedBlock]) -> Iterator[dict[str, LayerTrace]]:
         stack.enter_context(torch.no_grad())
         selections = _Selections()
         stack.enter_context(SelectionMode(selections.add))
-        for block in blocks:
+        for block in {block.path: block for block in blocks}.values():
             _watch_block(block, selections, traces, stack)
         yield traces
 
@@ -153,17 +158,21 @@ def _watch_block(
     block: WatchedBlock, selections: _Selections, traces: dict[str, LayerTrace], stack: ExitStack
 ) -> None:
     rows = [0] * len(block.expert_modules)
+    calls = 0
     previous = block.module.forward
     own = block.eager_experts if block.route is None else previous
 
     def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever eager passes
+        nonlocal calls
+        calls += 1
+        rows[:] = [0] * len(rows)
         # A module that is called with its routing was routed before: keep what came before.
         earlier = selections.take()
         result = own(*args, **kwargs)
         taken = selections.take() if block.route is not None else earlier
         trace = _trace(block, args, kwargs, result, taken)
         trace.rows_per_expert = tuple(rows)
-        traces[block.path] = trace
+        traces[call_path(block.path, calls)] = trace
         selections.take()
         return result
 

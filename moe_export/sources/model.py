@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import torch
@@ -61,15 +61,26 @@ def name_outputs(result: object) -> dict[str, Tensor]:
     """Flatten what ``forward`` returned into named tensors; ``None`` and constants are left out.
 
     A single tensor is called ``output``; elements of a tuple ``output_0``, ``output_1``; values of
-    a dict or a transformers ``ModelOutput`` by their key.
+    a dict, a dataclass or a transformers ``ModelOutput`` by their key. PyTorch learns to look into
+    the dataclasses that it finds.
     """
     leaves, _ = pytree.tree_flatten_with_path(result)
+    records = {
+        type(leaf) for _, leaf in leaves if is_dataclass(leaf) and not isinstance(leaf, type)
+    }
+    if records:
+        for kind in records:
+            torch.export.register_dataclass(kind)
+        return name_outputs(result)
     tensors = [(path, leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
     return {_output_name(path): leaf for path, leaf in tensors}
 
 
 def _output_name(path: tuple[Any, ...]) -> str:
-    keys = [str(getattr(key, "key", getattr(key, "idx", key))) for key in path]
+    keys = [
+        str(next(getattr(key, n) for n in ("key", "idx", "name") if hasattr(key, n)))
+        for key in path
+    ]
     if not keys:
         return "output"
     return ".".join(keys) if not keys[0].isdigit() else "_".join(["output", *keys])

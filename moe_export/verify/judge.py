@@ -35,9 +35,9 @@ class Judge:
         self._layers = layers
         self._tolerance = output_tolerance(len(layers))
         self._results = {
-            la.block.path: LayerResult(la.block.path, la.block.experts.num_experts) for la in layers
+            la.path: LayerResult(la.path, la.block.experts.num_experts) for la in layers
         }
-        self._reached: dict[str, set[int]] = {la.block.path: set() for la in layers}
+        self._reached: dict[str, set[int]] = {la.path: set() for la in layers}
         self._cases: list[CaseResult] = []
         self._failures: list[str] = []
         self._diverging: str | None = None
@@ -51,7 +51,7 @@ class Judge:
         """
         flipped = 0
         for layer in self._layers:
-            path = layer.block.path
+            path = layer.path
             result, tied = self._compare_layer(layer, case, trace.layers[path], found)
             if flipped == 0:
                 self._results[path] = result
@@ -62,7 +62,7 @@ class Judge:
     def _compare_layer(
         self, layer: LoweredLayer, case: Case, eager: LayerTrace, found: Mapping[str, Array]
     ) -> tuple[LayerResult, int]:
-        old = self._results[layer.block.path]
+        old = self._results[layer.path]
         kept = kept_tokens(case, len(eager.expert_ids))
         routing = compare_routing(
             found[layer.expert_ids][kept],

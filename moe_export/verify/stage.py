@@ -51,7 +51,7 @@ def verify(
     for layer in progress.track(layers, "layers"):
         alone = compare_experts_alone(packed, layer, library, plan.seed)
         if alone is not None:
-            judge.add_alone(layer.block.path, alone)
+            judge.add_alone(layer.path, alone)
     source_dtype, source_error = compare_source_dtype(loaded, sweep, runner, progress)
     return dataclasses.replace(
         judge.report(progress),

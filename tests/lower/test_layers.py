@@ -44,11 +44,12 @@ class Plain(nn.Module):
         weights, ids = self.router(x).softmax(-1).topk(2)
         return ids, weights / weights.sum(-1, keepdim=True)
 
+    def experts(self, x, ids, weights):
+        return grouped_experts([x, ids, weights, self.up, self.down], EXPERTS, path=self.path)
+
     def forward(self, x):
-        ids, weights = self.route(x)
         for _ in range(self.calls):
-            tensors = [x, ids, weights, self.up, self.down]
-            x = grouped_experts(tensors, EXPERTS, path=self.path)
+            x = self.experts(x, *self.route(x))
         return x
 
 
@@ -70,9 +71,6 @@ class Rows(Plain):
         inner = grouped_matmul(rows, self.up, ends, up, path=self.path).tanh()
         rows = grouped_matmul(inner, self.down, ends, down, path=self.path)
         return expert_combine(rows, row_map, weights, ExpertCombine(hidden_size=H), path=self.path)
-
-    def forward(self, x):
-        return self.experts(x, *self.route(x))
 
 
 def lowered(*layers, unused=()):
@@ -146,17 +144,28 @@ def test_routers_of_both_forms_are_fused_and_experts_are_written_alone(tmp_path)
         path = write_experts(packed, layer, "experts.onnx")
         runner = OnnxRuntimeRunner(path, None)
         y = runner.run({**feeds, "expert_ids": ids.numpy().astype(np.int32)})["y"]
-        if isinstance(eager, Rows):
-            expected = eager.experts(x, ids, weights)
-        else:
-            expected = grouped_experts([x, ids, weights, eager.up, eager.down], EXPERTS)
+        expected = eager.experts(x, ids, weights)
         np.testing.assert_allclose(y, expected.detach().numpy(), rtol=1e-5, atol=1e-5)
         assert len(ir.load(path).graph.inputs) == 3
 
 
-def test_a_layer_that_runs_twice_is_refused():
-    with pytest.raises(UnsupportedModelError, match="twice is called more than once"):
-        lowered(Plain("twice", calls=2))
+@pytest.mark.parametrize("kind", [Plain, Rows])
+def test_every_call_of_a_layer_is_told_apart(kind):
+    model = lowered(kind("shared", calls=3), Plain("last"))
+    found = model.layers
+    assert [layer.path for layer in found] == ["shared", "shared#2", "shared#3", "last"]
+    assert [layer.describe()["path"] for layer in found] == [layer.path for layer in found]
+    assert len({layer.block.path for layer in found}) == 2
+    assert len({value for la in found for value in (la.node, la.y)}) == 2 * len(found)
+    fused = fuse_routers(model.model, model.layers, SilentProgress())
+    assert {layer.routing for layer in fused} == {"softmax top-2, renormalized"}
+
+
+def test_calls_that_leave_other_nodes_are_refused():
+    with pytest.raises(
+        UnsupportedModelError, match="mixed: it is called 2 times, and leaves other"
+    ):
+        lowered(Gated("mixed"), Plain("mixed"))
 
 
 def test_a_layer_without_experts_in_the_graph_is_refused():

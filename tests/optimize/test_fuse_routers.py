@@ -48,7 +48,9 @@ def graph_of(router, outputs="float[T, 8] y", inputs="float[T, 8] x"):
 def fuse(router, **around):
     model = graph_of(router, **around)
     block = SimpleNamespace(path="moe", experts=EXPERTS)
-    layer = LoweredLayer(block, "moe/GroupedExperts", "x", "expert_ids", "expert_weights", "y")
+    layer = LoweredLayer(
+        block, block.path, "moe/GroupedExperts", "x", "expert_ids", "expert_weights", "y"
+    )
     (fused,) = fuse_routers(model, [layer], SilentProgress())
     return model, fused
 

@@ -55,7 +55,7 @@ def test_graph_does_not_grow_with_experts(name, tmp_path):
         model = layer.make(num_experts=times * layer.num_experts)
         bundle = harness.build(model, layer, tmp_path / str(times), verify=False)
         counts.append(len(harness.nodes(bundle)))
-    assert counts[0] == counts[1]
+    assert counts[1] <= counts[0]
 
 
 @pytest.mark.parametrize("layer", REFUSED, ids=lambda layer: layer.name)

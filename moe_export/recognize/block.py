@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from moe_export.ops.layout import SourceLayout
 from moe_export.ops.spec import GroupedExperts
+from moe_export.recognize.sizes import Size
 from moe_export.recognize.unfused import UnfusedExperts
 
 Route = Callable[..., tuple[Tensor, Tensor]]
@@ -54,7 +55,7 @@ class MoeBlock:
         expert_modules: Eager's expert modules, if each is called with the rows routed to it.
         sums_experts: Whether the module returns the experts' sum and nothing else.
         untraceable: Positions of results that the lowered form does not compute.
-        sizes: Capacities that were found from numbers, in words.
+        sizes: Capacities that were found from numbers.
         remarks: What a user should know of how the layer was read.
         proof: Evidence that the lowered form computes what eager computes.
     """
@@ -71,7 +72,7 @@ class MoeBlock:
     expert_modules: Sequence[nn.Module] = ()
     sums_experts: bool = True
     untraceable: frozenset[int] = frozenset()
-    sizes: tuple[str, ...] = ()
+    sizes: tuple[Size, ...] = ()
     remarks: tuple[str, ...] = ()
     proof: Proof | None = None
 

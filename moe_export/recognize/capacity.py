@@ -89,7 +89,10 @@ class CapacityGuess:
         points = self.candidates.alignment.points
         if len(found) < _FEWEST:
             return None
-        size: Size | int | None = fit_number(list(found.values()), [points[n] for n in found])
+        hints = self.candidates.alignment.hints
+        size: Size | int | None = fit_number(
+            list(found.values()), [points[n] for n in found], hints=hints
+        )
         if size is None or not all(_at(size, points[n]) >= count for n, count in least.items()):
             return None
         return size

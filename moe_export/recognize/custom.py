@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -16,12 +16,13 @@ from moe_export.recognize.block import MoeBlock
 from moe_export.recognize.candidates import Candidates, choices
 from moe_export.recognize.expert_modules import bank_of_modules
 from moe_export.recognize.expert_parameters import banks_of_parameters
+from moe_export.recognize.hints import hints_of
 from moe_export.recognize.layer import RebuiltLayer, rebuild_layer
 from moe_export.recognize.layer_call import LayerCall, find_layer_call
 from moe_export.recognize.match import Match, find_capacity_matches, find_matches
 from moe_export.recognize.probes import Probes
 from moe_export.recognize.program import Alignment
-from moe_export.recognize.proof import check_repeatable, prove_layer
+from moe_export.recognize.proof import DisagreementError, check_repeatable, prove_layer
 from moe_export.recognize.recorder import Recording
 from moe_export.recognize.sizes import Point
 from moe_export.recognize.structure import expert_lists, unlike_lists
@@ -31,8 +32,12 @@ from moe_export.recognize.trace import Trace, trace_layer
 _MAX_MATCHES = 6
 # Share of experts in stacked parameters that the proof must reach.
 _LEAST_REACH = 0.9
+# Times that the shapes at which an explanation was wrong are traced too.
+_MAX_REFINEMENTS = 3
 # Readings of a layer's parameters that are tried.
 _MAX_BANKS = 1500
+
+Search = Callable[[Candidates, ExpertBank], Iterator[Match]]
 
 
 @dataclass
@@ -42,10 +47,12 @@ class Attempts:
     Attributes:
         reasons: Why each attempt failed.
         matched: Whether some experts explained the traces, though no proof came of it.
+        misfits: Shapes at which a layer with inferred sizes was wrong.
     """
 
     reasons: list[str] = field(default_factory=list)
     matched: bool = False
+    misfits: list[Point] = field(default_factory=list)
 
     def note(self, reason: object) -> None:
         """Keep a reason once."""
@@ -73,12 +80,7 @@ def recognize_custom(path: str, module: nn.Module, record: Recording) -> MoeBloc
     probes = Probes(call)
     attempts = Attempts()
     banks = list(_module_banks(call, path, record, attempts))
-    few, more = probes.few_points(), probes.more_points()
-    # Few shapes explain most layers; a capacity, or a smallest size, takes more.
-    rounds = [((), find_matches), (more, find_matches), ((*more, *few), find_matches)]
-    for points, search in (*rounds, (more, find_capacity_matches)):
-        if points and search is find_matches and not attempts.matched:
-            continue  # more shapes do not explain what some do not
+    for points, search in _rounds(probes, attempts):
         candidates = Candidates(_trace(call, probes, points))
         parameters = _parameter_banks(call, candidates.alignment, banks)
         for bank in itertools.chain(banks, parameters):
@@ -89,6 +91,29 @@ def recognize_custom(path: str, module: nn.Module, record: Recording) -> MoeBloc
     raise UnsupportedModelError(
         f"{call.where} is not explained by its experts:{_say(attempts, record, banks)}"
     )
+
+
+def _rounds(probes: Probes, attempts: Attempts) -> Iterator[tuple[Sequence[Point], Search]]:
+    """Shapes to trace at, and what to look for in the traces.
+
+    Few shapes explain most layers; a capacity, or a smallest size, takes more, among them those
+    at which an earlier explanation was wrong.
+    """
+    few, more = probes.few_points(), probes.more_points()
+    yield (), find_matches
+    if attempts.matched:  # more shapes do not explain what some do not
+        yield more, find_matches
+        yield (*more, *few), find_matches
+    yield more, find_capacity_matches
+    for _ in range(_MAX_REFINEMENTS):
+        before = len(attempts.misfits)
+        points = tuple(dict.fromkeys((*more, *attempts.misfits)))
+        if not attempts.misfits:
+            return
+        yield points, find_matches
+        yield points, find_capacity_matches
+        if len(attempts.misfits) == before:
+            return
 
 
 def _trace(call: LayerCall, probes: Probes, more: Sequence[Point]) -> Alignment:
@@ -112,7 +137,7 @@ def _trace(call: LayerCall, probes: Probes, more: Sequence[Point]) -> Alignment:
                 raise
             continue  # eager itself may not take so few tokens
         taken.append(point)
-    return Alignment(traces, taken)
+    return Alignment(traces, taken, hints=hints_of(call.module))
 
 
 def _explain(
@@ -130,6 +155,10 @@ def _explain(
         try:
             rebuilt = rebuild_layer(call, path, alignment, match)
             return _check_reach(call, prove_layer(_block(rebuilt), call, probes))
+        except DisagreementError as error:
+            attempts.note(error)
+            if rebuilt.sizes and error.point not in attempts.misfits:
+                attempts.misfits.append(error.point)
         except UnsupportedModelError as error:
             attempts.note(error)
     if not matched and bank.modules:

@@ -19,7 +19,6 @@ from moe_export.recognize.routing import (
     TopTokensRouting,
     to_dense,
 )
-from moe_export.recognize.sizes import fit_number
 
 _MAX_PRODUCTS = 4000
 
@@ -157,7 +156,7 @@ def _top_tokens(
     candidates: Candidates, dense: Sequence[tuple[Candidate, DenseLayout]]
 ) -> Iterator[TopTokensRouting]:
     counts = candidates.top_counts()
-    count = fit_number(counts, candidates.alignment.points) if counts else None
+    count = candidates.alignment.fit(counts) if counts else None
     if count is None:
         return
     for candidate, layout in dense:

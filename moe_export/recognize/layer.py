@@ -21,7 +21,7 @@ from moe_export.recognize.program import (
     constants,
 )
 from moe_export.recognize.routing import SlotRouting
-from moe_export.recognize.sizes import Size, fit_number
+from moe_export.recognize.sizes import Size
 from moe_export.recognize.trace import INPUT, Ref
 
 _MAX_CUTS = 8
@@ -87,12 +87,12 @@ class RebuiltLayer:
         return frozenset(n for n, r in enumerate(self.results) if isinstance(r, Untraceable))
 
     @property
-    def sizes(self) -> tuple[str, ...]:
+    def sizes(self) -> tuple[Size, ...]:
         """Capacities that were found from numbers."""
         routing = self.match.routing
         own = [getattr(routing, "capacity", None), getattr(routing, "count", None)]
         found = [*self.head.sizes, *self.tail.sizes, *(s for s in own if isinstance(s, Size))]
-        return tuple(dict.fromkeys(str(size) for size in found))
+        return tuple(dict.fromkeys(found))
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -217,7 +217,9 @@ def _rebuild(call: LayerCall, path: str, alignment: Alignment, match: Match) -> 
     shapes = [tuple(t.shape) for t in sums if t is not None]
     if len({len(shape) for shape in shapes}) > 1:
         raise UnsupportedModelError("the experts' sum has other axes at other shapes")
-    sum_shape = tuple(fit_number(sizes, alignment.points) for sizes in zip(*shapes, strict=True))
+    sum_shape = tuple(
+        alignment.fit(sizes, [*head.sizes, *tail.sizes]) for sizes in zip(*shapes, strict=True)
+    )
     if None in sum_shape:
         raise UnsupportedModelError(f"the experts' sum has sizes {shapes} that are not explained")
     _check_state(alignment, [head, tail])

@@ -102,6 +102,10 @@ class Probes:
         last = max(1, -(-count // leading ** (axes - 1)))
         return self._fix((leading,) * (axes - 1) + (last,))
 
+    def filled(self, point: Point) -> Point:
+        """A shape whose leading axes are given; those after it are of size 1."""
+        return self._fix((*point, *(1,) * (len(self._shape) - len(point))))
+
     def odd_points(self) -> list[Point]:
         """Many short sequences, each of which may be routed as one; single steps; long ones."""
         axes = len(self._shape) - 1

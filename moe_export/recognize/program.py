@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from moe_export.errors import UnsupportedModelError
+from moe_export.recognize.hints import Hints
 from moe_export.recognize.sizes import Point, Quotient, Size, fit_number
 from moe_export.recognize.trace import OpCall, Ref, Trace
 
@@ -40,12 +41,17 @@ class Alignment:
         traces: The first is the one that programs are made from.
         points: The shape that each trace ran at.
         cuts: For each trace, a value that counts as a leaf, however it was made.
+        hints: Which capacities are likely.
     """
 
     def __init__(
-        self, traces: Sequence[Trace], points: Sequence[Point], cuts: Sequence[int | None] = ()
+        self,
+        traces: Sequence[Trace],
+        points: Sequence[Point],
+        cuts: Sequence[int | None] = (),
+        hints: Hints = Hints(),  # noqa: B008 - immutable
     ) -> None:
-        self.traces, self.points = traces, points
+        self.traces, self.points, self.hints = traces, points, hints
         cuts = cuts or [None] * len(traces)
         self._interned: dict[Any, int] = {}
         self._identities = [
@@ -56,7 +62,11 @@ class Alignment:
 
     def cut(self, cuts: Sequence[int]) -> Alignment:
         """The same traces with a value of each, the experts' sum, as a leaf."""
-        return Alignment(self.traces, self.points, cuts)
+        return Alignment(self.traces, self.points, cuts, self.hints)
+
+    def fit(self, numbers: Sequence[float], known: Sequence[Size] = ()) -> Any:  # noqa: ANN401
+        """A number of each trace as a function of the shape; see ``fit_number``."""
+        return fit_number(numbers, self.points, known, self.hints)
 
     def identity(self, value: int, trace: int = 0) -> Identity:
         """The identity of a value of a trace."""
@@ -321,7 +331,7 @@ class Program:
             flat = [pytree.tree_leaves((op.args, op.kwargs)) for op in ops]
             for numbers in zip(*flat, strict=True):
                 if all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
-                    size = fit_number(numbers, self._alignment.points)
+                    size = self._alignment.fit(numbers)
                     if isinstance(size, Size) and size.rounding != "exact":
                         found[dataclasses.replace(size, factor=1)] = None
         return list(found)
@@ -340,7 +350,7 @@ class Program:
         if isinstance(first, dict):
             return {name: self._unify([g[name] for g in given], op) for name in first}
         if isinstance(first, (int, float)) and not isinstance(first, bool):
-            number = fit_number(given, self._alignment.points, self._known)
+            number = self._alignment.fit(given, self._known)
             if number is None:
                 raise UnsupportedModelError(
                     f"{op.func.name()} has the number {', '.join(map(str, given))} at shapes "

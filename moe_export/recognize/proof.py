@@ -28,6 +28,19 @@ _SCALES = (30.0, 0.01)
 _SEARCH_ROWS = 2048
 
 
+class DisagreementError(UnsupportedModelError):
+    """A lowered layer and eager differ.
+
+    Attributes:
+        point: Sizes of the tokens' axes where they do.
+    """
+
+    def __init__(self, call: LayerCall, tensors: Sequence[Tensor], what: str, more: str) -> None:
+        x = tensors[call.main]
+        super().__init__(f"{call.where}: {what} on {list(x.shape)}{more}")
+        self.point = call.point(x)
+
+
 def check_repeatable(call: LayerCall, tensors: Sequence[Tensor]) -> list[Any]:
     """The layer's results in eager, flat, which must be the same twice.
 
@@ -75,10 +88,9 @@ def prove_layer(block: MoeBlock, call: LayerCall, probes: Probes) -> MoeBlock:
         except Exception:  # eager itself does not take this shape
             continue
         ran += 1
-        shape = list(tensors[call.main].shape)
         found, chosen = _run_lowered(block, call, tensors)
         reached.update(chosen)
-        worst = max(worst, _compare(block, call, found, expected, shape))
+        worst = max(worst, _compare(block, call, tensors, found, expected))
         counts.add(tensors[call.main].numel() // call.width)
     if not ran:
         raise UnsupportedModelError(f"{call.where}: eager runs on no shape but the example's")
@@ -97,9 +109,9 @@ def _run_lowered(
             found = flatten_result(call.run(tensors))[0]
             ids = [] if block.route is None else block.route(*args, **kwargs)[0].unique().tolist()
         except RuntimeError as error:
-            raise UnsupportedModelError(
-                f"{call.where}: the {block.kind} form does not run on "
-                f"{list(tensors[call.main].shape)}: {str(error).splitlines()[0]}"
+            first = str(error).splitlines()[0]
+            raise DisagreementError(
+                call, tensors, f"the {block.kind} form does not run", f": {first}"
             ) from error
     return found, ids
 
@@ -136,9 +148,9 @@ def _counted_modules(block: MoeBlock, call: LayerCall, probes: Probes) -> Sequen
 def _compare(
     block: MoeBlock,
     call: LayerCall,
+    tensors: Sequence[Tensor],
     found: Sequence[Any],
     expected: Sequence[Any],
-    shape: list[int],
 ) -> float:
     worst = 0.0
     for index, (mine, eager) in enumerate(zip(found, expected, strict=True)):
@@ -147,9 +159,12 @@ def _compare(
         error = relative_error(mine.numpy(), eager.numpy())
         if not error <= LAYER_TOLERANCE:
             part = "" if len(expected) == 1 else f" in result {index}"
-            raise UnsupportedModelError(
-                f"{call.where}: the {block.kind} form differs from eager by {error:.1e} of the "
-                f"largest output{part} on {shape} (allowed {LAYER_TOLERANCE:.0e})"
+            raise DisagreementError(
+                call,
+                tensors,
+                f"the {block.kind} form differs from eager by {error:.1e} of the largest "
+                f"output{part}",
+                f" (allowed {LAYER_TOLERANCE:.0e})",
             )
         worst = max(worst, error)
     return worst
@@ -179,8 +194,10 @@ def _probe_tensors(block: MoeBlock, call: LayerCall, probes: Probes) -> Iterator
         yield probes.with_zero_rows(probes.spread_out(_COUNTS[3]), seed=7)
     for row in rows[:_CROWDED_ROWS]:
         yield probes.make(probes.spread_out(_CROWD), seed=3, row=row)
-    for count in (*_CROWDS, *(_MANY_CROWDS if block.sizes else ())):
-        yield probes.make(probes.spread_out(count), seed=3, row=rows[-1])
+    crowds = [probes.spread_out(n) for n in (*_CROWDS, *(_MANY_CROWDS if block.sizes else ()))]
+    crowds += [probes.filled(p) for size in block.sizes for p in size.critical_points()]
+    for point in dict.fromkeys(crowds):
+        yield probes.make(point, seed=3, row=rows[-1])
 
 
 def _row_route(block: MoeBlock, call: LayerCall, probes: Probes) -> Callable[[Tensor], Tensor]:

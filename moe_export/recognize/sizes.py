@@ -9,15 +9,19 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
+
+from moe_export.recognize.hints import Hints
 
 Rounding = Literal["exact", "floor", "ceil"]
 _ROUNDINGS: tuple[Rounding, ...] = ("floor", "ceil")
 # Experts among which a quota is looked for.
 _MOST_EXPERTS = 64
+# Tokens of the largest shape that is worth a trial.
+_LARGEST_CRITICAL = 4096
 # Shapes without which a share of a share would explain anything.
 _MANY = 10
 
@@ -66,6 +70,19 @@ class Size:
         value = value * self.factor if self.factor != 1 else value
         return value + self.offset if self.offset else value
 
+    def critical_points(self) -> Iterator[Point]:
+        """Shapes around which the size jumps, where two explanations of it can differ."""
+        jumps = {self.ratio.denominator * self.multiple * n for n in (1, 2, 3)}
+        if self.low is not None and self.ratio > 0:
+            jumps.add(math.ceil(self.low / self.ratio))
+        for base in self.base:
+            if isinstance(base, Size):
+                yield from base.critical_points()
+                continue
+            for size in sorted({jump + side for jump in jumps for side in (-1, 0, 1)}):
+                if 0 < size <= _LARGEST_CRITICAL:
+                    yield (1,) * base + (size,)
+
     def __str__(self) -> str:
         """For people: ``ceil(1/4 · axis 0)``."""
         base = " · ".join(str(b) if isinstance(b, Size) else f"axis {b}" for b in self.base)
@@ -105,13 +122,19 @@ def _larger(a: Any, b: Any) -> Any:  # noqa: ANN401 - symbolic integers do not b
     return torch.sym_max(a, b)
 
 
-def fit_number(values: Sequence[float], points: Sequence[Point], known: Sequence[Size] = ()) -> Any:  # noqa: ANN401
+def fit_number(
+    values: Sequence[float],
+    points: Sequence[Point],
+    known: Sequence[Size] = (),
+    hints: Hints = Hints(),  # noqa: B008 - immutable
+) -> Any:  # noqa: ANN401 - a number, a Size, a Quotient or None
     """Explain a number that was seen at several shapes.
 
     Args:
         values: The number at each shape.
         points: The shapes.
         known: Capacities found before, of which it may be a multiple.
+        hints: Which shares are likely.
 
     Returns:
         The number itself where it is constant, a ``Size`` or ``Quotient``, or None.
@@ -119,18 +142,18 @@ def fit_number(values: Sequence[float], points: Sequence[Point], known: Sequence
     if all(value == values[0] for value in values):
         return values[0]
     if all(isinstance(value, int) for value in values):
-        return _fit_whole(tuple(map(int, values)), tuple(points), tuple(known))
+        return _fit_whole(tuple(map(int, values)), tuple(points), tuple(known), hints)
     return next(_quotients(values, points, known), None)
 
 
 @functools.lru_cache(maxsize=4096)
 def _fit_whole(
-    values: tuple[int, ...], points: tuple[Point, ...], known: tuple[Size, ...]
+    values: tuple[int, ...], points: tuple[Point, ...], known: tuple[Size, ...], hints: Hints
 ) -> Size | None:
     sizes = itertools.chain(
         _multiples(values, points, known),
-        _shares(values, points, _bases(points)),
-        _shares_of_quotas(values, points),
+        _shares(values, points, hints),
+        _shares_of_quotas(values, points, hints),
     )
     return next(sizes, None)
 
@@ -168,7 +191,9 @@ def _multiples(
     yield from with_offset
 
 
-def _shares_of_quotas(values: Sequence[int], points: Sequence[Point]) -> Iterator[Size]:
+def _shares_of_quotas(
+    values: Sequence[int], points: Sequence[Point], hints: Hints
+) -> Iterator[Size]:
     """Rounded shares of rounded shares of the tokens, as ``int(1.25 · ceil(T / E))``."""
     if len(set(points)) < _MANY:
         return
@@ -178,7 +203,7 @@ def _shares_of_quotas(values: Sequence[int], points: Sequence[Point]) -> Iterato
             sizes = [quota.at(point) for point in points]
             for low in (None, min(values)):
                 seen = [(v, b) for v, b in zip(values, sizes, strict=True) if b > 0 and v != low]
-                ratio = _common_ratio(seen, "floor", 1)
+                ratio = _common_ratio(seen, "floor", 1, hints)
                 size = None if ratio is None else Size((quota,), ratio, "floor", low=low)
                 if size is not None and all(
                     size.at(p) == v for p, v in zip(points, values, strict=True)
@@ -186,12 +211,8 @@ def _shares_of_quotas(values: Sequence[int], points: Sequence[Point]) -> Iterato
                     yield size
 
 
-def _shares(
-    values: Sequence[Any],
-    points: Sequence[Point],
-    bases: Iterable[tuple[tuple[int | Size, ...], list[int]]],
-) -> Iterator[Size]:
-    bases = list(bases)
+def _shares(values: Sequence[Any], points: Sequence[Point], hints: Hints) -> Iterator[Size]:
+    bases = list(_bases(points))
     found: list[Size] = []
     variants = {(offset, math.gcd(*(v - offset for v in values)) or 1) for offset in (0, 1)}
     for offset, factor in itertools.chain(((0, 1), (1, 1)), sorted(variants)):
@@ -205,25 +226,25 @@ def _shares(
                 for v, b in zip(shares, sizes, strict=True)
                 if b > 0 and not (v == low or (capped and v == b))
             ]
-            ratio = _common_ratio(free, rounding, multiple)
+            ratio = _common_ratio(free, rounding, multiple, hints)
             if ratio is None:
                 continue
             size = Size(base, ratio, rounding, multiple, low, capped, factor, offset)
             if all(size.at(p) == v for p, v in zip(points, values, strict=True)):
                 found.append(size)
-    yield from sorted(found, key=_complexity)
+    yield from sorted(found, key=lambda size: _complexity(size, hints))
 
 
-def _complexity(size: Size) -> int:
+def _complexity(size: Size, hints: Hints) -> int:
     """What it takes to say a size: the plainest that fits is the likeliest."""
     extras = (size.low is not None) + size.at_most_base + (size.multiple > 1) + 2 * size.offset
-    return size.ratio.numerator + size.ratio.denominator + 2 * extras
+    return hints.effort(size.ratio) + 2 * extras
 
 
 def _common_ratio(
-    seen: Sequence[tuple[int, int]], rounding: Rounding, multiple: int
+    seen: Sequence[tuple[int, int]], rounding: Rounding, multiple: int, hints: Hints
 ) -> Fraction | None:
-    """The simplest ratio that rounds to every value: ``[low, high)`` or ``(low, high]``."""
+    """The likeliest, else the simplest ratio that rounds to every value."""
     low, high = Fraction(0), Fraction(1 << 20)
     for value, base in seen:
         first = value - multiple + 1
@@ -232,6 +253,9 @@ def _common_ratio(
         low, high = max(low, below), min(high, above)
     if len(seen) < 2 or low >= high:
         return None
+    likely = hints.between(low, high, closed_above=rounding == "ceil")
+    if likely is not None:
+        return likely
     for denominator in range(1, 1025):
         numerator = math.ceil(low * denominator)
         if rounding == "ceil" and Fraction(numerator, denominator) == low:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -81,7 +82,7 @@ def _numbers(module: nn.Module) -> Iterator[float]:
 
 
 def _plain(value: Any) -> Iterator[float]:  # noqa: ANN401 - any attribute
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         yield value
 
 

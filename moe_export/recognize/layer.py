@@ -22,7 +22,7 @@ from moe_export.recognize.program import (
 )
 from moe_export.recognize.routing import SlotRouting
 from moe_export.recognize.sizes import Size
-from moe_export.recognize.trace import INPUT, Ref
+from moe_export.recognize.trace import INPUT, Ref, Trace
 
 _MAX_CUTS = 8
 
@@ -222,7 +222,7 @@ def _rebuild(call: LayerCall, path: str, alignment: Alignment, match: Match) -> 
     )
     if None in sum_shape:
         raise UnsupportedModelError(f"the experts' sum has sizes {shapes} that are not explained")
-    _check_state(alignment, [head, tail])
+    _check_state(alignment.traces)
     tail.join_linear_layers([r for r in results if isinstance(r, tuple)])
     head.join_linear_layers(
         [match.rows, *match.routing.values, *tail.taken([o for n in head.nodes for o in n.outputs])]
@@ -244,11 +244,16 @@ def _rebuild(call: LayerCall, path: str, alignment: Alignment, match: Match) -> 
     )
 
 
-def _check_state(alignment: Alignment, programs: Sequence[Program]) -> None:
-    """A buffer that the layer writes must not be read by what is run again."""
-    read = {i[2] for p in programs for i in p.leaves if i[1] == "parameter"}
-    for name in {name for trace in alignment.traces for name in trace.written}:
-        if name == INPUT:
-            raise UnsupportedModelError("it writes to its input, which the model may read")
-        if name in read:
-            raise UnsupportedModelError(f"it reads its buffer {name}, which it writes in eval mode")
+def _check_state(traces: Sequence[Trace]) -> None:
+    """A buffer that the layer writes must have no part in its results."""
+    for trace in traces:
+        if not trace.written:
+            continue
+        read = {name for kind, name in trace.sources() if kind == "parameter"}
+        for name in trace.written:
+            if name == INPUT:
+                raise UnsupportedModelError("it writes to its input, which the model may read")
+            if name in read:
+                raise UnsupportedModelError(
+                    f"it reads its buffer {name}, which it writes in eval mode"
+                )

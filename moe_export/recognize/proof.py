@@ -22,7 +22,7 @@ _CROWD = 1024
 # Further crowds, in which a capacity rounds in other ways, and how many rows get a large one.
 _CROWDS, _CROWDED_ROWS = (53, 127, 153, 331), 16
 # Crowds for a layer with a capacity, which was read off a few numbers.
-_MANY_CROWDS = (7, 20, 31, 77, 100, 200, 401, 512, 640, 777, 900, 1100, 1500, 1777, 2048, 3000)
+MANY_CROWDS = (7, 20, 31, 77, 100, 200, 401, 512, 640, 777, 900, 1100, 1500, 1777, 2048, 3000)
 # Magnitudes at which clamps act, and at which all scores are near.
 _SCALES = (30.0, 0.01)
 _SEARCH_ROWS = 2048
@@ -194,7 +194,7 @@ def _probe_tensors(block: MoeBlock, call: LayerCall, probes: Probes) -> Iterator
         yield probes.with_zero_rows(probes.spread_out(_COUNTS[3]), seed=7)
     for row in rows[:_CROWDED_ROWS]:
         yield probes.make(probes.spread_out(_CROWD), seed=3, row=row)
-    crowds = [probes.spread_out(n) for n in (*_CROWDS, *(_MANY_CROWDS if block.sizes else ()))]
+    crowds = [probes.spread_out(n) for n in (*_CROWDS, *(MANY_CROWDS if block.sizes else ()))]
     crowds += [probes.filled(p) for size in block.sizes for p in size.critical_points()]
     for point in dict.fromkeys(crowds):
         yield probes.make(point, seed=3, row=rows[-1])

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe_export.errors import UnsupportedModelError
@@ -96,6 +97,22 @@ class Trace:
     constants: list[Tensor] = field(default_factory=list)
     written: list[str] = field(default_factory=list)
     changed: list[tuple[str, str]] = field(default_factory=list)
+
+    def sources(self) -> set[tuple[str, Any]]:
+        """The leaves that the results are made from, by whatever way."""
+        pending = [result.value for result in self.results if isinstance(result, Ref)]
+        seen: set[int] = set()
+        while pending:
+            number = pending.pop()
+            if number in seen:
+                continue
+            seen.add(number)
+            made_by = self.values[number].op
+            if made_by is not None:
+                op = self.ops[made_by]
+                given = pytree.tree_leaves((op.args, op.kwargs))
+                pending += [item.value for item in given if isinstance(item, Ref)]
+        return {leaf for n in seen if (leaf := self.values[n].leaf) is not None}
 
 
 def trace_layer(call: LayerCall, tensors: Sequence[Tensor]) -> Trace:

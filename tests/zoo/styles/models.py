@@ -204,8 +204,9 @@ LAYERS = [
         "weight_sharing",
         made(WeightSharing),
         num_experts=6,
+        moe_layers=2,
         experts=("blocks.0.ffn.experts",),
-        note="unsure: one module called twice; exporting it or refusing it are both right",
+        note="one module called twice",
         **HIDDEN,
     ),
     ZooLayer(

@@ -19,6 +19,7 @@ from moe_export.recognize.stage import Recognition, recognize
 from moe_export.refusals import list_refusals
 from moe_export.runners.library import ort_library_path
 from moe_export.runners.onnxruntime import OnnxRuntimeRunner
+from moe_export.sources.file_backed import weights_in_files
 from moe_export.sources.model import LoadedModel, restore_dtypes
 from moe_export.sources.source import load_module, load_source
 from moe_export.verify.report import ParityReport
@@ -34,7 +35,8 @@ def build_source(source: str, plan: BuildPlan, progress: Progress) -> Bundle:
     """Export what ``source`` names; see ``build``."""
     plan.check_output()
     progress.stage("load")
-    return build_loaded(load_source(source, plan), plan, progress)
+    with weights_in_files(plan.output.parent):
+        return build_loaded(load_source(source, plan), plan, progress)
 
 
 def build(
@@ -69,12 +71,13 @@ def build(
     plan = BuildPlan(output=Path(output), target=target, **options)
     plan.check_output()
     training = model.training
-    loaded = load_module(model, example_inputs, plan, source=type(model).__name__)
-    try:
-        return build_loaded(loaded, plan, progress or SilentProgress())
-    finally:
-        restore_dtypes(model, loaded.source_dtypes)
-        model.train(training)
+    with weights_in_files(plan.output.parent):
+        loaded = load_module(model, example_inputs, plan, source=type(model).__name__)
+        try:
+            return build_loaded(loaded, plan, progress or SilentProgress())
+        finally:
+            restore_dtypes(model, loaded.source_dtypes)
+            model.train(training)
 
 
 def build_loaded(loaded: LoadedModel, plan: BuildPlan, progress: Progress) -> Bundle:

@@ -16,6 +16,7 @@ from moe_export.recognize.layer_call import LayerCall
 from moe_export.recognize.program import Alignment, Environment, Identity, Program, Slot
 from moe_export.recognize.trace import Ref, trace_layer
 from moe_export.recognize.unfused import UnfusedExperts, matrices
+from moe_export.sources import file_backed
 from moe_export.tolerances import LAYER_TOLERANCE, relative_error
 
 _COUNTS = (11, 16, 23)
@@ -153,7 +154,7 @@ def _stack(
             program.run(expert, environment)
             for name, identity in names.items():
                 own[name].append(program.read(identity, expert, environment))
-    return {name: torch.stack(tensors) for name, tensors in own.items()}
+    return {name: file_backed.stack(tensors) for name, tensors in own.items()}
 
 
 def _largest_error(bank: ExpertBank, experts: Sequence[nn.Module]) -> tuple[float, int]:

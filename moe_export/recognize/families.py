@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from moe_export.recognize.structure import expert_lists
+from moe_export.sources import file_backed
 
 # Matrices of an expert: up and down.
 _FEWEST = 2
@@ -68,7 +68,7 @@ def parameter_families(
     for name, members in _numbered(module).items():
         if len(members) == num_experts:
             leaves = frozenset(own[id(member)] for member in members)
-            found += _family(name, torch.stack([m.detach() for m in members]), leaves)
+            found += _family(name, file_backed.stack([m.detach() for m in members]), leaves)
     if sum(family.is_matrix for family in found) < _FEWEST:
         found += _joined(module, num_experts, widths)
     return found

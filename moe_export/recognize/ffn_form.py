@@ -14,6 +14,7 @@ from moe_export.recognize.bank import ExpertBank
 from moe_export.recognize.expert_inner import probe_inner
 from moe_export.recognize.program import Alignment, Environment, Identity, Node, Program
 from moe_export.recognize.unfused import PRODUCTS, UnfusedExperts
+from moe_export.sources import file_backed
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _tensors(
         return matrix.new_zeros(matrix.shape[:2]) if product.bias is None else own[product.bias]
 
     def join(parts: list[Tensor]) -> Tensor:
-        joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        joined = parts[0] if len(parts) == 1 else file_backed.cat(parts, dim=1)
         same = torch.equal(order, torch.arange(len(order)))
         return joined if same else joined[:, order]
 

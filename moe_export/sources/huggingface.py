@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from moe_export.errors import EnvironmentLacksError, UnsupportedModelError, UsageError
+from moe_export.sources.checkpoint_memory import parameters_in_files
 from moe_export.sources.model import LoadedModel, to_float32
 
 # Sizes that no other axis of a model has, so that a constant baked from them shows.
@@ -39,7 +40,7 @@ def load_huggingface(source: str, *, trust: bool, seed: int) -> LoadedModel:
             "a Hugging Face model needs transformers: pip install 'moe-export[hf]'"
         ) from error
     try:
-        with _quiet(transformers):
+        with _quiet(transformers), parameters_in_files():
             model, info = transformers.AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype="auto",

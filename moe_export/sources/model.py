@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from moe_export.errors import UnsupportedModelError
+from moe_export.sources import file_backed
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 
@@ -92,7 +93,7 @@ def to_float32(model: nn.Module) -> dict[str, torch.dtype]:
     converted = {name: t.dtype for name, t in named if t.dtype in LOW_PRECISION}
     for name, tensor in named:
         if name in converted:
-            tensor.data = tensor.data.float()
+            tensor.data = file_backed.copy(tensor.data, torch.float32)
     return converted
 
 

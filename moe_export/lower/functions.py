@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from moe_export.ops.contract import moe_nodes
-from moe_export.ops.onnx_ops import node_attributes
+from moe_export.ops.nodes import moe_nodes, node_attributes
 from moe_export.ops.portable import OPSET, function_body
 from moe_export.ops.spec import OpAttributes
 

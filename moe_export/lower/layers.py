@@ -11,8 +11,7 @@ import onnx_ir as ir
 
 from moe_export.errors import UnsupportedModelError
 from moe_export.lower.gating_words import describe_gating
-from moe_export.ops.contract import moe_nodes
-from moe_export.ops.onnx_ops import PATH_KEY, node_attributes
+from moe_export.ops.nodes import PATH_KEY, moe_nodes, node_attributes
 from moe_export.ops.spec import TopKGating
 from moe_export.recognize.block import MoeBlock
 from moe_export.runners.eager import call_path

@@ -10,7 +10,7 @@ from moe_export.capture.stage import CapturedModel
 from moe_export.lower.layers import LoweredLayer, find_layers
 from moe_export.lower.weights import normalize_weights
 from moe_export.ops.contract import check_model
-from moe_export.ops.onnx_ops import PATH_KEY
+from moe_export.ops.nodes import PATH_KEY
 from moe_export.ops.spec import VERSION
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from moe_export.errors import UnsupportedModelError
-from moe_export.ops.contract import moe_nodes
 from moe_export.ops.layout import SourceLayout
-from moe_export.ops.onnx_ops import LAYOUT_KEY, node_attributes, node_layout
+from moe_export.ops.nodes import moe_nodes, node_attributes
+from moe_export.ops.onnx_ops import LAYOUT_KEY, node_layout
 from moe_export.ops.spec import DOMAIN
 
 

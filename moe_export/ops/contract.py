@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import onnx_ir as ir
 
 from moe_export.errors import ContractError
 from moe_export.ops import spec
-from moe_export.ops.onnx_ops import node_attributes
+from moe_export.ops.nodes import moe_nodes, node_attributes
 
 _FLOAT = ir.DataType.FLOAT
 _DTYPES = {
@@ -16,13 +14,6 @@ _DTYPES = {
     "group_ends": (ir.DataType.INT32,),
     "row_map": (ir.DataType.INT32,),
 }
-
-
-def moe_nodes(model: ir.Model, op_type: str | None = None) -> Iterator[ir.Node]:
-    """The custom nodes of the main graph in order, or those of one ``op_type``."""
-    for node in model.graph:
-        if node.domain == spec.DOMAIN and op_type in (None, node.op_type):
-            yield node
 
 
 def check_model(model: ir.Model) -> None:

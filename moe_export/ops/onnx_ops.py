@@ -16,9 +16,9 @@ import torch
 import moe_export.ops.torch_ops  # noqa: F401 - registers the operators that are translated
 from moe_export.ops import spec
 from moe_export.ops.layout import SourceLayout
+from moe_export.ops.nodes import PATH_KEY
 
-# Metadata that a node carries from tracing to lowering.
-PATH_KEY = "moe_export.path"
+# Metadata that a node carries from tracing to lowering, besides its path.
 LAYOUT_KEY = "moe_export.layout"
 
 _ANY_TYPE = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(int8)"]
@@ -110,16 +110,6 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         torch.ops.moe_export.grouped_matmul.default: translate("GroupedMatMul"),
         torch.ops.moe_export.expert_combine.default: translate("ExpertCombine"),
     }
-
-
-def node_attributes(node: ir.Node) -> spec.OpAttributes:
-    """Read a node's attributes against the contract.
-
-    Raises:
-        ContractError: names the attribute at fault.
-    """
-    values = {name: attribute.value for name, attribute in node.attributes.items()}
-    return spec.op_attributes(node.op_type).from_onnx(values)
 
 
 def node_layout(node: ir.Node) -> SourceLayout:

@@ -9,8 +9,7 @@ import onnx_ir as ir
 
 from moe_export.lower.gating_words import describe_gating
 from moe_export.lower.layers import LoweredLayer, expert_ends
-from moe_export.ops.contract import moe_nodes
-from moe_export.ops.onnx_ops import PATH_KEY
+from moe_export.ops.nodes import PATH_KEY, moe_nodes
 from moe_export.ops.spec import DOMAIN, TopKGating
 from moe_export.optimize.observation import RoutingPair
 

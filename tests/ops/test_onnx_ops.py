@@ -9,9 +9,10 @@ from torch import nn
 
 from moe_export.errors import ContractError
 from moe_export.ops import spec
-from moe_export.ops.contract import check_model, moe_nodes
+from moe_export.ops.contract import check_model
 from moe_export.ops.layout import SourceLayout
-from moe_export.ops.onnx_ops import PATH_KEY, node_attributes, node_layout, translation_table
+from moe_export.ops.nodes import PATH_KEY, moe_nodes, node_attributes
+from moe_export.ops.onnx_ops import node_layout, translation_table
 from moe_export.ops.portable import OPSET
 from moe_export.ops.spec import (
     ExpertCombine,

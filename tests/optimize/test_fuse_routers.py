@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from moe_export.lower.layers import LoweredLayer
-from moe_export.ops.onnx_ops import PATH_KEY
+from moe_export.ops.nodes import PATH_KEY
 from moe_export.ops.spec import GroupedExperts
 from moe_export.optimize.fuse_routers import COUPLED, fuse_routers
 from moe_export.progress import SilentProgress

@@ -18,6 +18,7 @@ from moe_export.progress import Progress
 from moe_export.recognize.stage import Recognition
 from moe_export.refusals import explain_refusal
 from moe_export.runners.library import ort_library_path
+from moe_export.sources.file_backed import weights_in_files
 from moe_export.sources.model import LoadedModel
 from moe_export.sources.source import load_source
 
@@ -69,13 +70,14 @@ def dry_run_source(source: str, plan: BuildPlan, progress: Progress) -> DryRun:
     """
     began = time.monotonic()
     progress.stage("load")
-    loaded = load_source(source, plan)
-    recognition = recognize_layers(loaded, progress, keep_going=True)
-    if recognition.refusals:
-        # It cannot be traced: a refused layer still depends on values.
-        result = DryRun(source, plan.target, _describe(loaded, recognition))
-    else:
-        result = _export(loaded, recognition, plan, progress, began)
+    with weights_in_files(plan.output.parent):
+        loaded = load_source(source, plan)
+        recognition = recognize_layers(loaded, progress, keep_going=True)
+        if recognition.refusals:
+            # It cannot be traced: a refused layer still depends on values.
+            result = DryRun(source, plan.target, _describe(loaded, recognition))
+        else:
+            result = _export(loaded, recognition, plan, progress, began)
     return dataclasses.replace(result, remarks=tuple(progress.remarks))
 
 

@@ -19,8 +19,8 @@ from moe_export.recognize.stage import Recognition, recognize
 from moe_export.refusals import list_refusals
 from moe_export.runners.library import ort_library_path
 from moe_export.runners.onnxruntime import OnnxRuntimeRunner
-from moe_export.sources.file_backed import weights_in_files
-from moe_export.sources.model import LoadedModel, restore_dtypes
+from moe_export.sources.file_backed import stored_bytes, weights_in_files
+from moe_export.sources.model import LoadedModel, restore_dtypes, weight_bytes
 from moe_export.sources.source import load_module, load_source
 from moe_export.verify.report import ParityReport
 from moe_export.verify.stage import verify
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 def build_source(source: str, plan: BuildPlan, progress: Progress) -> Bundle:
     """Export what ``source`` names; see ``build``."""
     plan.check_output()
+    write.check_room(plan.output, stored_bytes(Path(source)))
     progress.stage("load")
     with weights_in_files(plan.output.parent):
         return build_loaded(load_source(source, plan), plan, progress)
@@ -82,6 +83,7 @@ def build(
 
 def build_loaded(loaded: LoadedModel, plan: BuildPlan, progress: Progress) -> Bundle:
     """The stages after ``load``."""
+    write.check_room(plan.output, weight_bytes(loaded.model))
     library = ort_library_path() if plan.target == "cpu" else None
     recognition = recognize_layers(loaded, progress, keep_going=plan.keep_going)
     if recognition.refusals:

@@ -24,6 +24,27 @@ _PACKAGES = ("moe-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscri
 MINIMUM_VERSIONS = {"onnxruntime": "1.20", "onnx_ir_version": "10", "opset": "20"}
 
 
+def check_room(output: Path, needed: int) -> None:
+    """Make sure that ``output``'s disk has room before work begins.
+
+    Args:
+        output: The bundle's folder, which need not exist.
+        needed: Bytes that will be written at the least.
+
+    Raises:
+        MoeExportError: there is less; says how much.
+    """
+    folder = output.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise MoeExportError(
+            f"{folder} has {free / 1e9:.2f} GB free; the bundle's weights alone take "
+            f"{needed / 1e9:.2f} GB: make room or choose another output"
+        )
+
+
 @contextmanager
 def staged(output: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder beside ``output`` that takes its place when the block ends without an error.

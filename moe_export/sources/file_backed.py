@@ -19,10 +19,19 @@ from torch import Tensor
 
 from moe_export.errors import MoeExportError
 
+_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 # Smaller tensors stay in memory.
 _LARGE = 1 << 22
 
 _folder: ContextVar[Path | None] = ContextVar("_folder", default=None)
+
+
+def stored_bytes(source: Path) -> int:
+    """Size of the weight files that a source on disk holds; 0 for another kind of source."""
+    files = [source] if source.is_file() else source.glob("*") if source.is_dir() else []
+    kinds = [f for f in files if f.suffix in _WEIGHT_SUFFIXES]
+    # A checkpoint may come in several formats, of which one is read.
+    return max(sum(f.stat().st_size for f in kinds if f.suffix == k) for k in _WEIGHT_SUFFIXES)
 
 
 @contextmanager
@@ -64,6 +73,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return mapped.reshape(*shape)
 
 
+@torch.no_grad()
 def stack(tensors: Sequence[Tensor]) -> Tensor:
     """``torch.stack`` along a new first axis."""
     result = empty((len(tensors), *tensors[0].shape), tensors[0].dtype)
@@ -72,6 +82,7 @@ def stack(tensors: Sequence[Tensor]) -> Tensor:
     return result
 
 
+@torch.no_grad()
 def cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
     """``torch.cat``."""
     shape = list(tensors[0].shape)
@@ -84,6 +95,7 @@ def cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
     return result
 
 
+@torch.no_grad()
 def copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The values in another type."""
     return empty(tensor.shape, dtype).copy_(tensor)

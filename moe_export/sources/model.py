@@ -58,6 +58,12 @@ class LoadedModel:
             ) from error
 
 
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of the parameters and buffers, shared ones once."""
+    own = {t.data_ptr(): t for t in (*model.parameters(), *model.buffers())}
+    return sum(t.numel() * t.itemsize for t in own.values())
+
+
 def name_outputs(result: object) -> dict[str, Tensor]:
     """Flatten what ``forward`` returned into named tensors; ``None`` and constants are left out.
 

@@ -1,62 +1,112 @@
-"""Export every family of tests/parity and record the result for `moe-export families`.
+"""Export every model family of the tests and record what came of it.
 
-Run after a change to recognition or kernels, or to the list of families.
+``moe-export families`` and the README's table are made from the record. Run this after a change
+to recognition or kernels, or to the list of families; name families to record only those again:
+
+    python scripts/record_families.py
+    python scripts/record_families.py qwen3_moe mixtral
+
+Each family is exported in a process of its own, so that one that hangs does not lose the others.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import subprocess
 import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import moe_export
-
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "moe_export" / "families.json"
 README = ROOT / "README.md"
 PACKAGES = ("torch", "transformers", "onnxruntime")
+LIMIT_S = 600
+ALIGNMENT = "|---|---|---|---|---|"
+
+Row = dict[str, Any]
 
 
-def record(family: str, folder: Path) -> dict[str, Any]:
-    """Build one family and describe its bundle."""
+def record_one(name: str) -> Row:
+    """Build one family here and describe its bundle, or why there is none."""
     sys.path.insert(0, str(ROOT))
-    from tests.parity.families import make_model
+    import moe_export
+    from moe_export.errors import UnsupportedModelError
+    from tests.families.all_families import find_family
+    from tests.families.catalogue import make_model
+    from tests.families.sweep import sweep_errors
 
-    model: Any = make_model(family)
-    bundle = moe_export.build(model, output=folder / family)
-    experts = bundle.manifest.layers[0]["experts"]
-    config = model.config
-    top_k = next(
-        getattr(config, n)
-        for n in ("num_experts_per_tok", "num_selected_experts")
-        if hasattr(config, n)
-    )
+    family = find_family(name)
+    model = make_model(family)
+    row: Row = {"family": name, "architecture": type(model).__name__}
+    inputs = family.inputs() if family.inputs else None
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            bundle = moe_export.build(model, inputs, output=Path(folder) / "bundle")
+        except UnsupportedModelError as error:
+            return {**row, "status": "refused", "reason": str(error).splitlines()[0]}
+        manifest = bundle.manifest
+        errors = [manifest.parity["max_error"]]
+        if family.sweeps:
+            errors += sweep_errors(model, bundle).values()
     return {
-        "family": family,
-        "architecture": type(model).__name__,
-        "experts": experts["num_experts"],
-        "top_k": top_k,
-        "expert": experts["activation"] + (", gated" if experts["gated"] else ""),
-        "router": bundle.manifest.layers[0]["router"],
-        "targets": ["cpu"],
-        "max_error": bundle.manifest.parity["max_error"],
+        **row,
+        "status": "exported",
+        "layers": len(manifest.layers),
+        **_experts(manifest.layers[0]["experts"]),
+        "routers": list(dict.fromkeys(_router(layer) for layer in manifest.layers)),
+        "targets": [manifest.target],
+        "max_error": max(errors),
     }
 
 
-def readme_table(rows: list[dict[str, Any]]) -> str:
+def _experts(experts: Row) -> Row:
+    if "activation" not in experts:
+        return {"experts": experts["num_experts"], "expert": f"unfused: {experts['operators']}"}
+    words = [experts["activation"], "gated" if experts["gated"] else "ungated"]
+    if experts.get("limit"):
+        words.append(f"clamped at {experts['limit']:g}")
+    if experts["has_bias"]:
+        words.append("bias")
+    return {"experts": experts["num_experts"], "expert": ", ".join(words)}
+
+
+def _router(layer: Row) -> str:
+    return str(layer["routing"]) or "standard operators"
+
+
+def record_apart(name: str) -> Row:
+    """Record one family in a process of its own, within ``LIMIT_S`` seconds."""
+    command = [sys.executable, __file__, "--here", name]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return {"family": name, "status": "failed", "reason": f"not done after {LIMIT_S} s"}
+    lines = done.stdout.strip().splitlines()
+    if done.returncode == 0 and lines:
+        row: Row = json.loads(lines[-1])
+        return row
+    last = next((line for line in done.stderr.splitlines()[::-1] if "Error" in line), "no output")
+    return {"family": name, "status": "failed", "reason": last[:300]}
+
+
+def readme_table(rows: list[Row]) -> str:
     """The README's table of families."""
-    lines = ["| family | architecture | experts | top k | error |", "|---|---|---|---|---|"]
+    lines = ["| family | experts | form | router | error |", ALIGNMENT]
     for row in rows:
-        cells = (row["family"], row["architecture"], row["experts"], row["top_k"])
-        error = f"{row['max_error']:.1e}"
-        lines.append(f"| {' | '.join(map(str, cells))} | {error} |")
+        if row["status"] == "exported":
+            routers = "; ".join(row["routers"])
+            cells = (row["experts"], row["expert"], routers, f"{row['max_error']:.0e}")
+        else:
+            cells = ("", "", f"{row['status']}: {row['reason']}".replace("|", "/"), "")
+        lines.append(f"| {row['family']} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
-def write_readme(rows: list[dict[str, Any]]) -> None:
+def write_readme(rows: list[Row]) -> None:
     """Replace the table between its markers."""
     text = README.read_text(encoding="utf-8")
     start = text.index("<!-- families -->\n") + len("<!-- families -->\n")
@@ -64,19 +114,33 @@ def write_readme(rows: list[dict[str, Any]]) -> None:
     README.write_text(text[:start] + readme_table(rows) + "\n" + text[end:], encoding="utf-8")
 
 
-def main() -> None:
-    """Record all families."""
-    sys.path.insert(0, str(ROOT))
-    from tests.parity.families import FAMILIES
-
-    with tempfile.TemporaryDirectory() as folder:
-        rows = []
-        for family in sorted(FAMILIES):
-            rows.append(record(family, Path(folder)))
-            print(json.dumps(rows[-1]))
+def write_record(rows: list[Row]) -> None:
+    """Put ``rows`` in place of the recorded ones of the same families, at once for each row."""
+    recorded = json.loads(RECORD.read_text(encoding="utf-8"))["families"]
+    merged = {row["family"]: row for row in [*recorded, *rows]}
+    ordered = [merged[name] for name in sorted(merged)]
     versions = {name: metadata.version(name) for name in PACKAGES}
-    RECORD.write_text(json.dumps({"versions": versions, "families": rows}, indent=2) + "\n")
-    write_readme(rows)
+    text = json.dumps({"versions": versions, "families": ordered}, indent=2)
+    RECORD.write_text(text + "\n", encoding="utf-8")
+    write_readme(ordered)
+
+
+def main() -> None:
+    """Record the named families, or all."""
+    sys.path.insert(0, str(ROOT))
+    from tests.families.all_families import FAMILIES
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("families", nargs="*", help="names; all if none is given")
+    parser.add_argument("--here", action="store_true", help="print one row, write nothing")
+    options = parser.parse_args()
+    if options.here:
+        print(json.dumps(record_one(options.families[0])))
+        return
+    for name in options.families or [family.name for family in FAMILIES]:
+        row = record_apart(name)
+        print(json.dumps(row), flush=True)
+        write_record([row])
 
 
 if __name__ == "__main__":

@@ -20,20 +20,48 @@ SMALL: Mapping[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "intermediate_size": 96,
+    "max_position_embeddings": 256,
+    "sliding_window": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    # experts
     "moe_intermediate_size": 24,
     "shared_expert_intermediate_size": 40,
     "num_experts": 8,
     "num_local_experts": 8,
     "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "max_position_embeddings": 256,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 1,
     "n_group": 4,
     "topk_group": 2,
     "first_k_dense_replace": 0,
-    "sliding_window": 8,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
+    "mlp_layer_types": ["sparse", "sparse"],
+    # latent attention
+    "kv_lora_rank": 32,
+    "q_lora_rank": 32,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    # attention that chooses its keys
+    "index_topk": 4,
+    "index_head_dim": 16,
+    "index_n_heads": 2,
+    # linear attention
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_head_dim": 16,
+    "linear_num_heads": 4,
+    # towers that a text model does not run
+    "depth": 1,
+    "num_heads": 4,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 32,
+    "d_model": 32,
+    "image_size": 64,
 }
 
 
@@ -52,6 +80,8 @@ class Family:
         refused: Part of the reason why it is refused; empty where it is exported.
         in_ci: Whether the default test run has it; the others are marked slow.
         inputs: Example inputs where the product cannot know them.
+        sweeps: Whether it is called with ``input_ids`` and ``attention_mask``, so that the cases
+            of ``sweep.py`` fit it.
     """
 
     name: str
@@ -63,6 +93,7 @@ class Family:
     refused: str = ""
     in_ci: bool = False
     inputs: Callable[[], Mapping[str, Tensor]] | None = None
+    sweeps: bool = True
 
 
 def find_class(name: str) -> Any:
@@ -79,6 +110,9 @@ def small_values(config_class: Any, values: Mapping[str, Any]) -> dict[str, Any]
     """Arguments of ``config_class``: its share of ``SMALL``, then ``values``, at every level."""
     fields = {f.name for f in dataclasses.fields(config_class)}
     chosen = {name: value for name, value in SMALL.items() if name in fields}
+    if "qk_rope_head_dim" in fields:
+        chosen |= {"head_dim": chosen["qk_rope_head_dim"]} if "head_dim" in fields else {}
+        chosen |= {"num_key_value_heads": chosen["num_attention_heads"]}
     chosen |= {name: value for name, value in values.items() if not isinstance(value, Mapping)}
     inner = getattr(config_class, "sub_configs", {})
     for name, value in values.items():

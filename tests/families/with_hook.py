@@ -1,0 +1,180 @@
+"""The families whose experts go through transformers' experts hook."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.families.catalogue import Family
+
+LINEAR_THEN_FULL = ["linear_attention", "full_attention"]
+SLIDING_THEN_FULL = ["sliding_attention", "full_attention"]
+TEXT_ROPE: dict[str, Any] = {
+    "rope_type": "default",
+    "rope_theta": 10000.0,
+    "mrope_section": [2, 3, 3],
+}
+
+WITH_HOOK: tuple[Family, ...] = (
+    Family("afmoe", "AfmoeConfig", values={"num_dense_layers": 0, "route_scale": 1.5}),
+    Family("aria", "AriaTextConfig", values={"moe_num_experts": 8, "moe_topk": 3}),
+    Family("axk1", "AXK1Config"),
+    Family("axk2", "AXK2Config"),
+    Family("bailing_hybrid", "BailingHybridConfig", values={"layer_types": LINEAR_THEN_FULL}),
+    Family("beam", "BeamConfig", values={"layer_types": SLIDING_THEN_FULL}),
+    Family("cohere2_moe", "Cohere2MoeConfig", values={"layer_types": SLIDING_THEN_FULL}),
+    Family("deepseek_ocr2", "DeepseekOcr2Config", "DeepseekOcr2ForConditionalGeneration"),
+    Family(
+        "deepseek_v2",
+        "DeepseekV2Config",
+        values={"topk_method": "group_limited_greedy", "routed_scaling_factor": 1.5},
+    ),
+    Family("deepseek_v3", "DeepseekV3Config"),
+    Family("deepseek_v32", "DeepseekV32Config"),
+    Family("deepseek_v4", "DeepseekV4Config", values={"mlp_layer_types": ["hash_moe", "moe"]}),
+    Family(
+        "diffusion_gemma",
+        "DiffusionGemmaConfig",
+        "DiffusionGemmaForBlockDiffusion",
+        values={"text_config": {"top_k_experts": 3, "layer_types": SLIDING_THEN_FULL}},
+    ),
+    Family("dots1", "Dots1Config", values={"num_key_value_heads": 4}),
+    Family(
+        "dots3_note",
+        "Dots3NoteTextConfig",
+        values={"layer_types": ["indexed_attention", "indexed_attention"]},
+    ),
+    Family(
+        "ernie4_5_moe",
+        "Ernie4_5_MoeConfig",
+        values={"moe_num_experts": 8, "moe_k": 3, "moe_layer_start_index": 0},
+    ),
+    Family(
+        "ernie4_5_vl_moe",
+        "Ernie4_5_VLMoeConfig",
+        "Ernie4_5_VLMoeForConditionalGeneration",
+        values={
+            "text_config": {
+                "moe_num_experts": 8,
+                "moe_k": 3,
+                "moe_intermediate_size": [24, 24],
+            }
+        },
+    ),
+    Family("exaone_moe", "ExaoneMoeConfig"),
+    Family("flex_olmo", "FlexOlmoConfig"),
+    Family("flint", "FlintConfig", values={"mlp_only_layers": []}),
+    Family(
+        "gemma4",
+        "Gemma4TextConfig",
+        values={
+            "enable_moe_block": True,
+            "top_k_experts": 3,
+            "layer_types": SLIDING_THEN_FULL,
+            "vocab_size_per_layer_input": 128,
+            "hidden_size_per_layer_input": 8,
+        },
+    ),
+    Family("glm4_moe", "Glm4MoeConfig"),
+    Family("glm4_moe_lite", "Glm4MoeLiteConfig"),
+    Family(
+        "glm4v_moe",
+        "Glm4vMoeConfig",
+        "Glm4vMoeForConditionalGeneration",
+        values={"text_config": {"rope_parameters": TEXT_ROPE}},
+    ),
+    Family("glm5_next", "Glm5NextConfig", "Glm5NextForConditionalGeneration"),
+    Family("glm_moe_dsa", "GlmMoeDsaConfig"),
+    Family("gpt_oss", "GptOssConfig"),
+    Family("granitemoe", "GraniteMoeConfig"),
+    Family("granitemoe_swa", "GraniteMoeSWAConfig"),
+    Family(
+        "granitemoehybrid",
+        "GraniteMoeHybridConfig",
+        values={
+            "layer_types": LINEAR_THEN_FULL,
+            "mamba_n_heads": 8,
+            "mamba_d_state": 16,
+            "mamba_chunk_size": 8,
+            "shared_intermediate_size": 40,
+        },
+    ),
+    Family("granitemoeshared", "GraniteMoeSharedConfig", values={"shared_intermediate_size": 40}),
+    Family("hunyuan_v1_moe", "HunYuanMoEV1Config"),
+    Family("hy_v3", "HYV3Config"),
+    Family("hy_v4", "HYV4Config"),
+    Family("inkling", "InklingTextConfig"),
+    Family("inkling2", "Inkling2TextConfig"),
+    Family(
+        "jamba",
+        "JambaConfig",
+        values={
+            "expert_layer_period": 1,
+            "expert_layer_offset": 0,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "use_mamba_kernels": False,
+        },
+    ),
+    Family("kimi_linear", "KimiLinearConfig", values={"layer_types": LINEAR_THEN_FULL}),
+    Family("kolibri1", "Kolibri1Config"),
+    Family("laguna", "LagunaConfig", values={"moe_router_logit_softcapping": 2.0}),
+    Family(
+        "lfm2_moe",
+        "Lfm2MoeConfig",
+        values={"num_dense_layers": 0, "layer_types": ["conv", "full_attention"]},
+    ),
+    Family("mellum", "MellumConfig"),
+    Family("mimo_v2_flash", "MiMoV2FlashConfig"),
+    Family("minimax", "MiniMaxConfig", values={"layer_types": LINEAR_THEN_FULL}),
+    Family("minimax_m2", "MiniMaxM2Config"),
+    Family("minimax_m3_vl", "MiniMaxM3VLTextConfig"),
+    Family("mistral4", "Mistral4Config", "Mistral4ForCausalLM"),
+    Family("mistral_large4", "MistralLarge4Config", "MistralLarge4ForConditionalGeneration"),
+    Family("mixtral", "MixtralConfig"),
+    Family(
+        "muse_spark",
+        "MuseSparkConfig",
+        "MuseSparkForConditionalGeneration",
+        values={
+            "text_config": {"moe_hidden_size": 40},
+            "audio_config": {"num_hidden_layers": 4, "hidden_sizes": [8, 8, 8, 8]},
+        },
+    ),
+    Family(
+        "nemotron_h",
+        "NemotronHConfig",
+        values={
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+            "num_hidden_layers": 4,
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 16,
+            "n_groups": 2,
+            "ssm_state_size": 16,
+            "chunk_size": 8,
+            "use_mamba_kernels": False,
+            "moe_shared_expert_intermediate_size": 40,
+            "moe_latent_size": 32,
+        },
+    ),
+    Family("olmoe", "OlmoeConfig"),
+    Family(
+        "openai_privacy_filter",
+        "OpenAIPrivacyFilterConfig",
+        "OpenAIPrivacyFilterForTokenClassification",
+    ),
+    Family("phimoe", "PhimoeConfig", values={"num_experts_per_tok": 2}),
+    Family("qwen2_moe", "Qwen2MoeConfig"),
+    Family("qwen3_5_moe", "Qwen3_5MoeTextConfig", values={"layer_types": LINEAR_THEN_FULL}),
+    Family("qwen3_moe", "Qwen3MoeConfig", values={"norm_topk_prob": True}),
+    Family("qwen3_next", "Qwen3NextConfig", values={"layer_types": LINEAR_THEN_FULL}),
+    Family(
+        "qwen3_omni_moe",
+        "Qwen3OmniMoeThinkerConfig",
+        "Qwen3OmniMoeThinkerForConditionalGeneration",
+    ),
+    Family("qwen3_vl_moe", "Qwen3VLMoeConfig", "Qwen3VLMoeForConditionalGeneration"),
+    Family("qwen4_exp", "Qwen4ExpTextConfig"),
+    Family("solar_open", "SolarOpenConfig"),
+    Family("unlimited_ocr", "UnlimitedOcrConfig", "UnlimitedOcrForConditionalGeneration"),
+    Family("zaya", "ZayaConfig", values={"num_experts_per_tok": 1, "router_hidden_size": 32}),
+)

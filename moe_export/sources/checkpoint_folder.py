@@ -1,0 +1,113 @@
+"""A folder that transformers saved, or a model of the hub: opened, and loaded by transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from moe_export.errors import UnsupportedModelError, UsageError
+from moe_export.sources.hub import fetch_model
+from moe_export.sources.quantized import QuantizedWeights, read_quantized
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """A folder with a ``config.json`` and weights.
+
+    Attributes:
+        path: The folder; for a model of the hub the snapshot in the cache.
+        quantized: Its weights, where they are quantized.
+    """
+
+    path: Path
+    quantized: QuantizedWeights | None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the user should know about the weights."""
+        return () if self.quantized is None else (self.quantized.remark,)
+
+    def load(self, loader: Any, *, trust: bool) -> tuple[nn.Module, dict[str, Any]]:  # noqa: ANN401 - a class of transformers
+        """Load the model.
+
+        A quantized checkpoint is given as a state dict of float32 tensors that are computed when
+        they are read, under the names that the checkpoint would have without quantization, so that
+        transformers renames and merges them as usual.
+
+        Args:
+            loader: A model class of transformers, or one that chooses, as ``AutoModel`` does.
+            trust: Run modeling code that the checkpoint brings.
+
+        Returns:
+            The model, and what transformers says of missing and unexpected weights.
+
+        Raises:
+            UnsupportedModelError: a quantized checkpoint with modeling code of its own.
+        """
+        options: dict[str, Any] = {"trust_remote_code": trust, "local_files_only": True}
+        if self.quantized is None:
+            loaded: tuple[nn.Module, dict[str, Any]] = loader.from_pretrained(
+                str(self.path), dtype="auto", output_loading_info=True, **options
+            )
+            return loaded
+        config = self._plain_config(options)
+        if not issubclass(loader, nn.Module):  # from_pretrained of one that chooses needs a path
+            with torch.device("meta"):
+                loader = type(loader.from_config(config))
+        loaded = loader.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(self.quantized.tensors),
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        return loaded
+
+    def _plain_config(self, options: dict[str, Any]) -> Any:  # noqa: ANN401
+        """The config of the same model without quantization."""
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(str(self.path), **options)
+        if type(config).__module__.startswith("transformers_modules"):
+            raise UnsupportedModelError(
+                f"{self.path} is quantized and brings its own modeling code: export the checkpoint "
+                "that it was quantized from"
+            )
+        for part in (config, config.get_text_config()):
+            if hasattr(part, "quantization_config"):
+                del part.quantization_config
+        return config
+
+
+def open_checkpoint_folder(source: str, *, trust: bool) -> CheckpointFolder:
+    """Open a folder, or fetch a model of the hub.
+
+    Raises:
+        UsageError: there is no such model, or its files contradict each other.
+        EnvironmentLacksError: the hub cannot be reached.
+        UnsupportedModelError: a format that is not read, by name.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        path = fetch_model(source, trust=trust)
+    elif not (path / "config.json").is_file():
+        raise UsageError(_not_a_model(path))
+    return CheckpointFolder(path, read_quantized(path))
+
+
+def _not_a_model(folder: Path) -> str:
+    message = f"{folder} is a folder without config.json: not a Hugging Face model"
+    if (folder / "adapter_config.json").is_file():
+        return (
+            f"{message} but an adapter: merge it into its base model with PEFT's "
+            "merge_and_unload(), and export what save_pretrained() writes"
+        )
+    if any(folder.glob("*.safetensors")):
+        return (
+            f"{message}. For weights alone pass --factory MODULE:CALLABLE, which builds the model"
+        )
+    return message

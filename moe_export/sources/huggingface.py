@@ -5,33 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from moe_export.errors import EnvironmentLacksError, UnsupportedModelError, UsageError
+from moe_export.errors import (
+    EnvironmentLacksError,
+    MoeExportError,
+    UnsupportedModelError,
+    UsageError,
+)
+from moe_export.sources.checkpoint_folder import open_checkpoint_folder
 from moe_export.sources.checkpoint_memory import parameters_in_files
+from moe_export.sources.hf_tasks import example_of, find_task
 from moe_export.sources.model import LoadedModel, to_float32
-
-# Sizes that no other axis of a model has, so that a constant baked from them shows.
-EXAMPLE_BATCH, EXAMPLE_LENGTH = 2, 11
 
 
 def load_huggingface(source: str, *, trust: bool, seed: int) -> LoadedModel:
-    """Load a causal language model with example ``input_ids`` and ``attention_mask``.
+    """Load the model that a checkpoint's configuration names, with example inputs.
 
     Args:
-        source: Folder or hub id.
+        source: Folder, or hub id with or without ``@revision``.
         trust: Run modeling code that the checkpoint brings.
         seed: Seeds the example.
 
     Raises:
-        EnvironmentLacksError: transformers is not installed.
-        UsageError: weights are missing from the checkpoint.
-        UnsupportedModelError: transformers cannot load the checkpoint as a causal model.
+        EnvironmentLacksError: transformers is not installed, or the hub cannot be reached.
+        UsageError: weights are missing from the checkpoint, or it contradicts itself.
+        UnsupportedModelError: transformers cannot load the checkpoint, or its quantization is not
+            read.
     """
     try:
         import transformers
@@ -39,30 +42,29 @@ def load_huggingface(source: str, *, trust: bool, seed: int) -> LoadedModel:
         raise EnvironmentLacksError(
             "a Hugging Face model needs transformers: pip install 'moe-export[hf]'"
         ) from error
+    checkpoint = open_checkpoint_folder(source, trust=trust)
     try:
         with _quiet(transformers), parameters_in_files():
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(
-                source,
-                dtype="auto",
-                trust_remote_code=trust,
-                local_files_only=Path(source).is_dir(),
-                output_loading_info=True,
+            config = transformers.AutoConfig.from_pretrained(
+                str(checkpoint.path), trust_remote_code=trust, local_files_only=True
             )
+            task = find_task(config, source, trust=trust)
+            model, info = checkpoint.load(task.loader, trust=trust)
+    except MoeExportError:
+        raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0][:400]
-        raise UnsupportedModelError(
-            f"transformers cannot load {source} as a causal language model: {reason}"
-        ) from error
+        raise UnsupportedModelError(f"transformers cannot load {source}: {reason}") from error
     if missing := sorted(info["missing_keys"]):
         raise UsageError(
             f"{source} lacks {len(missing)} weights of {type(model).__name__}, which would be "
             f"random: {', '.join(missing[:5])}"
         )
-    loaded = loaded_causal_model(model, source=source, seed=seed)
+    loaded = loaded_pretrained(model, source=source, seed=seed)
+    remarks = [*checkpoint.remarks, *filter(None, [task.remark])]
     if extra := sorted(info["unexpected_keys"]):
-        note = f"{source} has {len(extra)} weights that the model does not use: {extra[0]}"
-        return replace(loaded, remarks=(note,))
-    return loaded
+        remarks.append(f"{source} has {len(extra)} weights that the model does not use: {extra[0]}")
+    return replace(loaded, remarks=(*loaded.remarks, *remarks))
 
 
 @contextmanager
@@ -85,24 +87,22 @@ def is_pretrained_model(model: nn.Module) -> bool:
     return any(base.__name__ == "PreTrainedModel" for base in type(model).__mro__)
 
 
-def loaded_causal_model(model: nn.Module, *, source: str, seed: int) -> LoadedModel:
-    """Describe a transformers causal model that is already in memory."""
+def loaded_pretrained(model: nn.Module, *, source: str, seed: int) -> LoadedModel:
+    """Describe a transformers model that is already in memory, with example inputs.
+
+    The example is empty where the model takes something else than texts or images.
+    """
     config: Any = model.config
-    vocabulary = config.get_text_config().vocab_size
-    generator = torch.Generator().manual_seed(seed)
-    shape = (EXAMPLE_BATCH, EXAMPLE_LENGTH)
-    inputs = {
-        "input_ids": torch.randint(vocabulary, shape, generator=generator),
-        "attention_mask": torch.ones(shape, dtype=torch.int64),
-    }
+    example = example_of(model, seed)
     source_dtypes = to_float32(model)
     return LoadedModel(
         model=model.eval(),
-        inputs=inputs,
+        inputs=example.inputs,
         source=source,
         kind="huggingface",
-        constants={"use_cache": False},
-        integer_ranges={"input_ids": vocabulary},
+        constants=example.constants,
+        integer_ranges=example.integer_ranges,
         source_dtypes=source_dtypes,
         description={"architecture": type(model).__name__, "model_type": config.model_type},
+        remarks=tuple(filter(None, [example.remark])),
     )

@@ -13,10 +13,12 @@ from torch import nn
 
 from moe_export.errors import UsageError
 from moe_export.plan import BuildPlan
+from moe_export.sources.hf_tasks import check_example
+from moe_export.sources.hub import is_hub_id
 from moe_export.sources.huggingface import (
     is_pretrained_model,
     load_huggingface,
-    loaded_causal_model,
+    loaded_pretrained,
 )
 from moe_export.sources.inputs import (
     ExampleInputs,
@@ -30,6 +32,8 @@ from moe_export.sources.model import LoadedModel, to_float32
 from moe_export.sources.module_file import load_module_file
 
 _MODULE_SUFFIXES = (".pt", ".pth", ".bin")
+# A name on the hub may have a dot, and whatever follows it; these are files that are not there.
+_FILE_SUFFIXES = (*_MODULE_SUFFIXES, ".pt2", ".safetensors", ".gguf", ".json", ".onnx", ".py")
 
 
 def load_source(source: str, plan: BuildPlan) -> LoadedModel:
@@ -45,8 +49,6 @@ def load_source(source: str, plan: BuildPlan) -> LoadedModel:
     """
     path = Path(source)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UsageError(f"{source} is a folder without config.json: not a Hugging Face model")
         return _with_inputs(load_huggingface(source, trust=plan.trust, seed=plan.seed), plan)
     if path.is_file():
         if path.suffix not in _MODULE_SUFFIXES:
@@ -57,7 +59,7 @@ def load_source(source: str, plan: BuildPlan) -> LoadedModel:
         return load_module(load_module_file(path, trust=plan.trust), None, plan, source=source)
     if re.fullmatch(r"[\w.]+:[\w.]+", source):
         return _load_callable(source, plan)
-    if path.suffix or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if path.suffix in _FILE_SUFFIXES or not is_hub_id(source):
         raise UsageError(f"{source} does not exist")
     return _with_inputs(load_huggingface(source, trust=plan.trust, seed=plan.seed), plan)
 
@@ -71,7 +73,7 @@ def load_module(
         UsageError: an argument of ``forward`` has no example.
     """
     if is_pretrained_model(model):
-        loaded = loaded_causal_model(model, source=source, seed=plan.seed)
+        loaded = loaded_pretrained(model, source=source, seed=plan.seed)
         if example is not None:
             loaded = replace(loaded, inputs=name_inputs(model, example))
         return _with_inputs(loaded, plan)
@@ -95,11 +97,14 @@ def _with_inputs(loaded: LoadedModel, plan: BuildPlan) -> LoadedModel:
     if loaded.kind == "huggingface" and "input_ids" in given and "attention_mask" not in given:
         given["attention_mask"] = torch.ones_like(given["input_ids"])
     ids = [spec.name for spec in plan.inputs if spec.dtype.startswith("int")]
-    return replace(
+    loaded = replace(
         loaded,
         inputs={**loaded.inputs, **_as_float32(given)},
         integer_ranges={**dict.fromkeys(ids, num_embedded(loaded.model)), **loaded.integer_ranges},
     )
+    if loaded.kind == "huggingface":
+        check_example(loaded.model, loaded.inputs)
+    return loaded
 
 
 def _as_float32(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -31,10 +31,13 @@ class SourceLayout:
             return (*shape[:-2], shape[-1], shape[-2])
         return tuple(shape)
 
+    def transpose_to_row_major(self, name: str, tensor: _Tensor) -> _Tensor:
+        """View an input called ``name`` as ``[E, N, K]``; rows that alternate stay as they are."""
+        return tensor.swapaxes(-1, -2) if self.transposed and _is_weight(name) else tensor
+
     def to_row_major(self, name: str, tensor: _Tensor) -> _Tensor:
         """View or copy a NumPy array or torch tensor, an input called ``name``, row-major."""
-        if self.transposed and _is_weight(name):
-            tensor = tensor.swapaxes(-1, -2)
+        tensor = self.transpose_to_row_major(name, tensor)
         if self.interleaved and _is_up(name):
             pairs = tensor.reshape(tensor.shape[0], -1, 2, *tensor.shape[2:])
             tensor = pairs.swapaxes(1, 2).reshape(tensor.shape)

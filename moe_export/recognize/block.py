@@ -14,6 +14,7 @@ from moe_export.ops.layout import SourceLayout
 from moe_export.ops.spec import GroupedExperts
 from moe_export.recognize.sizes import Size
 from moe_export.recognize.unfused import UnfusedExperts
+from moe_export.recognize.unfused_hook import UnfusedHookedExperts
 
 Route = Callable[..., tuple[Tensor, Tensor]]
 ExpertsFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -63,7 +64,7 @@ class MoeBlock:
     path: str
     kind: str
     module: nn.Module
-    experts: GroupedExperts | UnfusedExperts
+    experts: GroupedExperts | UnfusedExperts | UnfusedHookedExperts
     lowered: Callable[..., Any]
     layout: SourceLayout = field(default_factory=SourceLayout)
     parameters: Mapping[str, Tensor] = field(default_factory=dict)

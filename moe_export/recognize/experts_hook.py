@@ -2,12 +2,13 @@
 
 transformers' ``use_experts_implementation`` decorator leaves flags on the module that say how its
 stacked weights lie. Nothing here knows a model's name: the inner function is found by probing, and
-the whole is compared with the class's own eager code.
+the whole is compared with the class's own eager code. Where that is not the contract's FFN, the
+products alone become ops, with the class's own code between them (``unfused_hook.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ from moe_export.errors import ContractError, UnsupportedModelError
 from moe_export.ops import torch_ops
 from moe_export.ops.layout import SourceLayout
 from moe_export.ops.spec import GroupedExperts
-from moe_export.recognize.block import MoeBlock, Proof
-from moe_export.recognize.expert_inner import probe_inner
+from moe_export.ops.spec_rows import GroupedMatMul
+from moe_export.recognize.block import ExpertsFunction, MoeBlock, Proof, bound, parameter_name
+from moe_export.recognize.expert_inner import InnerFit, probe_inner
+from moe_export.recognize.unfused_hook import UnfusedHookedExperts, inner_operators
 from moe_export.tolerances import LAYER_TOLERANCE, relative_error
 
 _FLAGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "_apply_gate")
@@ -35,10 +38,6 @@ def recognize_hooked_experts(path: str, module: nn.Module) -> MoeBlock:
     Raises:
         UnsupportedModelError: the op contract cannot say what the experts compute.
     """
-    if getattr(module, "has_post_expert_norm", False):
-        raise _refusal(
-            path, module, "it normalizes each expert's output, which needs unfused experts"
-        )
     names = _weight_names(module)
     missing = [stored for stored in names.values() if not _is_tensor(module, stored)]
     if missing:
@@ -47,16 +46,19 @@ def recognize_hooked_experts(path: str, module: nn.Module) -> MoeBlock:
         transposed=bool(module.is_transposed),
         interleaved=bool(module.has_gate and not module.is_concatenated),
     )
-    experts = _fit(path, module, _base_attributes(path, module, names, layout), layout)
+    base = _base_attributes(path, module, names, layout)
+    fit = _fit(module, base, layout)
+    eager = _eager_forward(module)
+    if not fit.agrees or getattr(module, "has_post_expert_norm", False):
+        return _unfused(path, module, base, layout, eager)
+    experts = fit.attributes
 
     def lowered(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        rows, ids, weights = map(_as_rows, (hidden_states, top_k_index, top_k_weights))
-        tensors = [rows, ids, weights.to(rows.dtype)]
+        rows, ids, weights = _as_inputs(hidden_states, top_k_index, top_k_weights)
         stored = [getattr(module, names[name]) for name in experts.input_names()[3:]]
-        y = torch_ops.grouped_experts([*tensors, *stored], experts, layout, path=path)
+        y = torch_ops.grouped_experts([rows, ids, weights, *stored], experts, layout, path=path)
         return y if hidden_states.dim() == 2 else y.reshape(hidden_states.shape)
 
-    eager = _eager_forward(module)
     return MoeBlock(
         path=path,
         kind="experts hook",
@@ -65,12 +67,65 @@ def recognize_hooked_experts(path: str, module: nn.Module) -> MoeBlock:
         lowered=lowered,
         layout=layout,
         eager_experts=eager,
-        proof=_prove(path, module, eager, lowered, experts),
+        proof=_prove(path, module, eager, lowered, base, f"{experts.activation} experts"),
     )
+
+
+def _unfused(
+    path: str, module: nn.Module, base: GroupedExperts, layout: SourceLayout, eager: ExpertsFunction
+) -> MoeBlock:
+    """Experts whose own code runs between the products, and after them."""
+    stored = {
+        name: layout.transpose_to_row_major(name, getattr(module, attribute))
+        for name, attribute in _weight_names(module).items()
+    }
+
+    def product(name: str) -> GroupedMatMul:
+        _, out_features, in_features = stored[f"{name}_weight"].shape
+        return GroupedMatMul(
+            num_experts=base.num_experts,
+            in_features=in_features,
+            out_features=out_features,
+            has_bias=base.has_bias,
+        )
+
+    experts = UnfusedHookedExperts(
+        num_experts=base.num_experts,
+        hidden_size=base.hidden_size,
+        up=product("up"),
+        down=product("down"),
+        gated=base.gated,
+        post_norm=bool(getattr(module, "has_post_expert_norm", False)),
+    )
+    experts = replace(experts, operators=inner_operators(experts, module))
+
+    def lowered(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        inputs = _as_inputs(hidden_states, top_k_index, top_k_weights)
+        tensors = {name: getattr(module, parameter_name(name)) for name in stored}
+        y = experts.lower(module, inputs, tensors, path)
+        return y if hidden_states.dim() == 2 else y.reshape(hidden_states.shape)
+
+    block = MoeBlock(
+        path=path,
+        kind="experts hook",
+        module=module,
+        experts=experts,
+        lowered=lowered,
+        parameters={parameter_name(name): tensor for name, tensor in stored.items()},
+        eager_experts=eager,
+    )
+    with bound([block]):
+        proof = _prove(path, module, eager, lowered, base, "unfused experts")
+    return replace(block, proof=proof)
 
 
 def _refusal(path: str, module: nn.Module, reason: str) -> UnsupportedModelError:
     return UnsupportedModelError(f"{path or '<root>'} ({type(module).__name__}): {reason}")
+
+
+def _as_inputs(x: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    rows = _as_rows(x)
+    return rows, _as_rows(ids), _as_rows(weights).to(rows.dtype)
 
 
 def _as_rows(tensor: Tensor) -> Tensor:
@@ -115,11 +170,12 @@ def _base_attributes(
 
 
 def _fit(
-    path: str,
     module: Any,  # noqa: ANN401 - its parts are checked by running them
     base: GroupedExperts,
     layout: SourceLayout,
-) -> GroupedExperts:
+) -> InnerFit:
+    """The contract's nearest inner function to the module's."""
+
     def inner(projected: Tensor) -> Tensor:
         if not base.gated:
             result: Tensor = module.act_fn(projected)
@@ -130,18 +186,10 @@ def _fit(
         return gated
 
     with torch.no_grad():
-        fit = probe_inner(base, inner)
-    if not fit.agrees:
-        raise _refusal(
-            path,
-            module,
-            f"its activation is none of the contract's: the nearest, {fit.attributes.activation}, "
-            f"is off by {fit.error:.1e} of the largest value",
-        )
-    return fit.attributes
+        return probe_inner(base, inner)
 
 
-def _eager_forward(module: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _eager_forward(module: nn.Module) -> ExpertsFunction:
     """The class's own code, below transformers' choice of an implementation."""
     own: Any = getattr(type(module).forward, "__wrapped__", type(module).forward)
 
@@ -156,9 +204,10 @@ def _eager_forward(module: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tens
 def _prove(
     path: str,
     module: nn.Module,
-    eager: Callable[[Tensor, Tensor, Tensor], Tensor],
-    lowered: Callable[[Tensor, Tensor, Tensor], Tensor],
+    eager: ExpertsFunction,
+    lowered: ExpertsFunction,
     experts: GroupedExperts,
+    what: str,
 ) -> Proof:
     generator = torch.Generator().manual_seed(0)
     count, k = experts.num_experts, min(2, experts.num_experts)
@@ -174,6 +223,6 @@ def _prove(
             path,
             module,
             f"its eager code differs from the op contract by {error:.1e} of the largest output "
-            f"(allowed {LAYER_TOLERANCE:.0e}) under {experts.activation} experts",
+            f"(allowed {LAYER_TOLERANCE:.0e}) as {what}",
         )
     return Proof(tokens=(tokens,), experts_reached=count, max_error=error)

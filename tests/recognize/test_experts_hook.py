@@ -9,6 +9,7 @@ from torch import nn
 from moe_export.errors import UnsupportedModelError
 from moe_export.recognize.block import bound
 from moe_export.recognize.experts_hook import has_experts_hook, recognize_hooked_experts
+from moe_export.recognize.unfused_hook import UnfusedHookedExperts
 
 transformers = pytest.importorskip("transformers")
 from transformers.integrations.moe import use_experts_implementation  # noqa: E402
@@ -30,6 +31,7 @@ def make_experts(apply_gate=None, act=torch.nn.functional.silu, **flags):
         def __init__(self, config):
             super().__init__()
             self.num_experts, self.act_fn = E, act
+            self.post_expert_norm = nn.RMSNorm(H)
             shapes = {up_name: (E, rows, H), "down_proj": (E, H, INNER)}
             for name, (e, n, k) in shapes.items():
                 shape = (e, k, n) if flags["is_transposed"] else (e, n, k)
@@ -48,8 +50,10 @@ def make_experts(apply_gate=None, act=torch.nn.functional.silu, **flags):
                 token, slot = (top_k_index == e).nonzero(as_tuple=True)
                 up = self.linear(hidden_states[token], up_name, e)
                 h = self._apply_gate(up) if flags["has_gate"] else self.act_fn(up)
-                y = self.linear(h, "down_proj", e) * top_k_weights[token, slot, None]
-                out.index_add_(0, token, y)
+                y = self.linear(h, "down_proj", e)
+                if flags.get("has_post_expert_norm"):
+                    y = self.post_expert_norm(y)
+                out.index_add_(0, token, y * top_k_weights[token, slot, None])
             return out
 
     if apply_gate is not None:
@@ -114,15 +118,39 @@ def test_recognizes(form):
     assert block.proof.experts_reached == E
 
 
-def test_unknown_activation_is_refused_with_the_nearest():
-    with pytest.raises(UnsupportedModelError, match=r"mlp.experts .*nearest, silu, is off by"):
-        recognize_hooked_experts("mlp.experts", make_experts(apply_gate=softcapped))
+def interleaved_softcapped(self, gate_up):
+    gate, up = gate_up[..., ::2], gate_up[..., 1::2]
+    return 20 * torch.tanh(self.act_fn(gate) * up / 20)
 
 
-def test_post_expert_norm_is_refused():
-    experts = make_experts(has_post_expert_norm=True)
-    with pytest.raises(UnsupportedModelError, match="normalizes each expert's output"):
-        recognize_hooked_experts("mlp.experts", experts)
+UNFUSED = {
+    "softcapped": {"apply_gate": softcapped},
+    "softcapped, bias": {"apply_gate": softcapped, "has_bias": True},
+    "softcapped, transposed": {"apply_gate": softcapped, "is_transposed": True, "has_bias": True},
+    "softcapped, interleaved": {"apply_gate": interleaved_softcapped, "is_concatenated": False},
+    "ungated": {"has_gate": False, "act": lambda v: v.relu().pow(3)},
+    "normalized": {"has_post_expert_norm": True},
+}
+
+
+@pytest.mark.parametrize("form", UNFUSED)
+def test_other_experts_keep_their_own_code_between_grouped_products(form):
+    experts = make_experts(**UNFUSED[form])
+    block = recognize_hooked_experts("mlp.experts", experts)
+    assert isinstance(block.experts, UnfusedHookedExperts)
+    assert block.proof.experts_reached == E
+    x, weights = 4 * torch.randn(9, H), torch.rand(9, 2)
+    ids = torch.stack([torch.arange(9) % (E + 1), (torch.arange(9) + 2) % E], dim=1)
+    with torch.no_grad():
+        expected = block.eager_experts(x, ids, weights)
+        with bound([block]):
+            found = experts(x, ids, weights)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_operators_of_unfused_experts_are_told():
+    block = recognize_hooked_experts("mlp.experts", make_experts(apply_gate=softcapped))
+    assert block.experts.to_onnx()["operators"] == "mm, silu, mul, div, tanh, mm"
 
 
 def test_missing_weight_is_refused():

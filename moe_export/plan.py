@@ -80,6 +80,7 @@ class BuildPlan:
         inputs: Example inputs to draw, by ``--input``.
         dynamic: Axes that must stay dynamic.
         static: Axes that must be fixed at the example's size.
+        factory: ``MODULE:CALLABLE`` that builds the model, where the source is weights alone.
         trust: The source may run its own code while it is loaded.
         verify: Compare the result with eager PyTorch.
         overwrite: Replace an existing bundle.
@@ -93,6 +94,7 @@ class BuildPlan:
     inputs_file: Path | None = None
     dynamic: tuple[AxisSpec, ...] = ()
     static: tuple[AxisSpec, ...] = ()
+    factory: str | None = None
     trust: bool = False
     verify: bool = True
     overwrite: bool = False

@@ -40,7 +40,12 @@ _NOWHERE = Path("bundle")
               help="Axis that must stay dynamic; an error if the model fixes it.")  # fmt: skip
 @click.option("--static", multiple=True, metavar="NAME.AXIS",
               help="Axis to fix at the example's size.")  # fmt: skip
-@click.option("--trust", is_flag=True, help="Unpickle a whole module: it may run any code.")
+@click.option("--factory", metavar="MODULE:CALLABLE",
+              help="Builds the model, where SOURCE is weights alone: a state dict, a .safetensors "
+                   "file or index, or a folder with one.")  # fmt: skip
+@click.option("--trust", is_flag=True,
+              help="Let SOURCE run its code: a pickled module, a .pt2, a checkpoint's modeling "
+                   "code.")  # fmt: skip
 @click.option(
     "--no-verify", is_flag=True, help="Skip the comparison with eager; the bundle says so."
 )
@@ -65,8 +70,9 @@ def build(
 ) -> None:
     """Export SOURCE to a verified bundle.
 
-    SOURCE is a Hugging Face folder (or hub id), MODULE:CALLABLE that returns a model (and example
-    inputs), or a .pt file with a whole module (needs --trust).
+    SOURCE is a Hugging Face folder or hub id (ORG/NAME or ORG/NAME@REVISION), MODULE:CALLABLE that
+    returns a model (and example inputs), weights (.pt, .safetensors) with --factory, a .pt file
+    with a whole module or a .pt2 of torch.export (both need --trust).
 
     Ends with 0 when done, 1 when the result differs from eager, 2 on wrong usage, 3 when the model
     has something unsupported (so does a dry run), 4 when the environment lacks something, 130 when

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -35,6 +36,12 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     file: Any
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The type that ``read`` gives."""
+        dtype: torch.dtype = self.file.get_slice(self.name)[:0].dtype
+        return dtype
 
     def read(self) -> Tensor:
         """The values, mapped from the file.

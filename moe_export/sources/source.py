@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from moe_export.errors import UsageError
+from moe_export.errors import UnsupportedModelError, UsageError
 from moe_export.plan import BuildPlan
+from moe_export.sources.callables import call_named, is_callable_name
+from moe_export.sources.checkpoint import is_checkpoint_file
 from moe_export.sources.hf_tasks import check_example
 from moe_export.sources.hub import is_hub_id
 from moe_export.sources.huggingface import (
@@ -30,6 +29,8 @@ from moe_export.sources.inputs import (
 )
 from moe_export.sources.model import LoadedModel, to_float32
 from moe_export.sources.module_file import load_module_file
+from moe_export.sources.quantized import gguf_refusal
+from moe_export.sources.weights import load_weights, open_weights
 
 _MODULE_SUFFIXES = (".pt", ".pth", ".bin")
 # A name on the hub may have a dot, and whatever follows it; these are files that are not there.
@@ -40,7 +41,8 @@ def load_source(source: str, plan: BuildPlan) -> LoadedModel:
     """Load what ``source`` names.
 
     Args:
-        source: A Hugging Face folder or hub id, ``module:callable``, or a ``.pt`` with a module.
+        source: A Hugging Face folder or hub id, ``module:callable``, a ``.pt`` with a module, or
+            weights where the plan has a factory.
         plan: Gives the example inputs, the seed and whether code may run.
 
     Raises:
@@ -48,20 +50,32 @@ def load_source(source: str, plan: BuildPlan) -> LoadedModel:
         UnsupportedModelError: it cannot be loaded faithfully.
     """
     path = Path(source)
+    if plan.factory is not None:
+        return _load_weights(source, plan.factory, plan)
     if path.is_dir():
         return _with_inputs(load_huggingface(source, trust=plan.trust, seed=plan.seed), plan)
     if path.is_file():
-        if path.suffix not in _MODULE_SUFFIXES:
-            raise UsageError(
-                f"{source}: expected a module saved as {' or '.join(_MODULE_SUFFIXES)}; "
-                "for weights alone write a function that builds the model, and pass MODULE:CALLABLE"
-            )
-        return load_module(load_module_file(path, trust=plan.trust), None, plan, source=source)
-    if re.fullmatch(r"[\w.]+:[\w.]+", source):
+        return _load_file(path, plan, source)
+    if is_callable_name(source):
         return _load_callable(source, plan)
     if path.suffix in _FILE_SUFFIXES or not is_hub_id(source):
         raise UsageError(f"{source} does not exist")
     return _with_inputs(load_huggingface(source, trust=plan.trust, seed=plan.seed), plan)
+
+
+def _load_file(path: Path, plan: BuildPlan, source: str) -> LoadedModel:
+    if path.suffix in _MODULE_SUFFIXES:
+        return load_module(load_module_file(path, trust=plan.trust), None, plan, source=source)
+    if is_checkpoint_file(path):
+        raise UsageError(
+            f"{source} holds weights alone: pass --factory MODULE:CALLABLE, a function that builds "
+            "the model they belong to, or the Hugging Face folder they are in"
+        )
+    if path.suffix == ".gguf":
+        raise UnsupportedModelError(gguf_refusal(source))
+    raise UsageError(
+        f"{source}: expected a file that ends in {', '.join(_MODULE_SUFFIXES)} or .safetensors"
+    )
 
 
 def load_module(
@@ -112,27 +126,15 @@ def _as_float32(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _load_callable(source: str, plan: BuildPlan) -> LoadedModel:
-    module_name, _, attribute = source.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: object = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"{source}: {error}") from error
-    if not callable(found):
-        raise UsageError(f"{source} is a {type(found).__name__}, not something that can be called")
-    try:
-        result = found if isinstance(found, nn.Module) else found()
-    except Exception as error:  # the user's own code may raise anything
-        raise UsageError(f"{source}() raised {type(error).__name__}: {error}") from error
-    example = None
-    if isinstance(result, tuple) and len(result) == 2:
-        result, example = result
-    if not isinstance(result, nn.Module):
-        raise UsageError(
-            f"{source} must return a module, or a module and its example inputs; found "
-            f"{type(result).__name__}"
-        )
-    return load_module(result, example, plan, source=source)
+    model, example = call_named(source)
+    return load_module(model, example, plan, source=source)
+
+
+def _load_weights(source: str, factory: str, plan: BuildPlan) -> LoadedModel:
+    if not is_callable_name(factory):
+        raise UsageError(f"--factory {factory}: expected MODULE:CALLABLE")
+    weights = open_weights(source, trust=plan.trust)
+    model, example = call_named(factory)
+    remarks = load_weights(model, weights, factory)
+    loaded = load_module(model, example, plan, source=source)
+    return replace(loaded, remarks=(*remarks, *loaded.remarks))

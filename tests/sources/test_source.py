@@ -125,10 +125,17 @@ def test_file_needs_trust(tmp_path, monkeypatch, suffix):
     assert isinstance(load_source(str(path), trusting).model, nn.Linear)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "model.onnx", "model"])
+@pytest.mark.parametrize("name", ["model.onnx", "model"])
 def test_file_of_another_suffix_is_refused(tmp_path, name):
     (tmp_path / name).touch()
-    with pytest.raises(UsageError, match=r"expected a module saved as \.pt or .*MODULE:CALLABLE"):
+    with pytest.raises(UsageError, match=r"expected a file that ends in \.pt, .* or \.safetensors"):
+        load_source(str(tmp_path / name), PLAN)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_weights_without_a_factory_say_what_is_missing(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UsageError, match=r"weights alone: pass --factory MODULE:CALLABLE"):
         load_source(str(tmp_path / name), PLAN)
 
 
@@ -232,7 +239,7 @@ def test_truncated_checkpoint_is_refused(tmp_path):
     save_tiny_mixtral(tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UnsupportedModelError, match="cannot load"):
+    with pytest.raises(UsageError, match=r"model\.safetensors is not a whole safetensors file"):
         load_source(str(tmp_path), BuildPlan(output=Path("unused")))
 
 

@@ -29,7 +29,8 @@ from moe_export.lower.stage import LoweredModel
 from moe_export.plan import BuildPlan
 from moe_export.runners.eager import EagerRunner
 from moe_export.sources.model import LoadedModel
-from moe_export.verify.cases import InputShape, Sweep
+from moe_export.verify.cases import InputShape
+from moe_export.verify.steps import make_sweep
 
 _TRIAL_BYTES = 16 << 20
 
@@ -144,7 +145,7 @@ def _verify_seconds(loaded: LoadedModel, lowered: LoweredModel, plan: BuildPlan)
         sizes = tuple(s if isinstance(s, int) else str(s.value) for s in value.shape)
         example, num_values = loaded.inputs[value.name].numpy(), loaded.integer_ranges.get
         inputs.append(InputShape(value.name, sizes, example, num_values(value.name)))
-    sweep = Sweep(tuple(inputs), plan.dynamic, plan.seed)
+    sweep = make_sweep(loaded, tuple(inputs), plan)
     shapes = list(sweep.shapes())
     largest = max(shapes, key=lambda shape: math.prod(shape.sizes.values()))
     eager = EagerRunner(loaded.run, ())

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_export.capture.stage import capture
 from moe_export.errors import ParityError, UnsupportedModelError
+from moe_export.generation.spec import GenerationSpec
 from moe_export.lower.stage import lower
 from moe_export.optimize.stage import optimize
 from moe_export.pack.model_file import PackedModel, pack
 from moe_export.package import write
 from moe_export.package.bundle import Bundle
 from moe_export.package.manifest import Manifest
+from moe_export.package.text_files import TOKENIZER_FILE, copy_text_files
 from moe_export.plan import BuildPlan, Target
 from moe_export.progress import Progress, SilentProgress
 from moe_export.recognize.stage import Recognition, recognize
@@ -21,6 +24,7 @@ from moe_export.runners.library import ort_library_path
 from moe_export.runners.onnxruntime import OnnxRuntimeRunner
 from moe_export.sources.file_backed import stored_bytes, weights_in_files
 from moe_export.sources.model import LoadedModel, restore_dtypes, weight_bytes
+from moe_export.sources.past import GenerativeModel
 from moe_export.sources.source import load_module, load_source
 from moe_export.verify.report import ParityReport
 from moe_export.verify.stage import verify
@@ -146,8 +150,18 @@ def _package(
         layers=[layer.describe() for layer in packed.lowered.layers],
         parity=report.summary() if report else {"status": "skipped"},
         batch_coupled=report.batch_coupled if report else None,
+        generation=_finish_generation(loaded, folder),
         remarks=list(progress.remarks),
     )
+
+
+def _finish_generation(loaded: LoadedModel, folder: Path) -> GenerationSpec | None:
+    """How the bundle generates, with the checkpoint's tokenizer files beside it."""
+    if not isinstance(loaded, GenerativeModel):
+        return None
+    copied = copy_text_files(loaded.folder, folder) if loaded.folder else ()
+    tokenizer = TOKENIZER_FILE if TOKENIZER_FILE in copied else None
+    return replace(loaded.spec, tokenizer=tokenizer)
 
 
 def _failure(report: ParityReport, plan: BuildPlan) -> str:

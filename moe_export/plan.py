@@ -85,6 +85,7 @@ class BuildPlan:
         verify: Compare the result with eager PyTorch.
         overwrite: Replace an existing bundle.
         keep_going: Try every MoE layer before refusing the model, and list all that are refused.
+        with_past: Export a causal model with its key/value cache, so that the bundle generates.
         seed: Seeds every random draw.
     """
 
@@ -99,6 +100,7 @@ class BuildPlan:
     verify: bool = True
     overwrite: bool = False
     keep_going: bool = False
+    with_past: bool = False
     seed: int = 0
 
     def check_output(self) -> None:

@@ -30,8 +30,19 @@ def default_axes(name: str, tensor: Tensor) -> list[tuple[str, int]]:
     return [(name, axis) for axis in range(count)]
 
 
-def dynamic_shapes(inputs: Mapping[str, Tensor], plan: BuildPlan) -> dict[str, dict[int, Any]]:
+# Names of the axes that vary, by input, where they are known.
+AxisNames = Mapping[str, Mapping[int, str]]
+
+
+def dynamic_shapes(
+    inputs: Mapping[str, Tensor], plan: BuildPlan, names: AxisNames | None = None
+) -> dict[str, dict[int, Any]]:
     """``torch.export``'s dynamic shapes for the inputs.
+
+    Args:
+        inputs: The example.
+        plan: What the user asked for.
+        names: Axes that are known to vary; the defaults without it.
 
     Raises:
         UsageError: an axis is named that no input has, or is both dynamic and static.
@@ -45,7 +56,8 @@ def dynamic_shapes(inputs: Mapping[str, Tensor], plan: BuildPlan) -> dict[str, d
         raise UsageError(f"{'.'.join(map(str, sorted(both)[0]))} cannot be both dynamic and static")
     shapes: dict[str, dict[int, Any]] = {name: {} for name in inputs}
     for name, tensor in inputs.items():
-        for key in default_axes(name, tensor):
+        varying = default_axes(name, tensor) if names is None else [(name, a) for a in names[name]]
+        for key in varying:
             if key not in fixed:
                 shapes[name][key[1]] = torch.export.Dim.AUTO
     for (name, axis), spec in asked.items():
@@ -129,12 +141,14 @@ def fixed_axes(
     ]
 
 
-def name_axes(model: ir.Model, inputs: Mapping[str, Tensor]) -> None:
+def name_axes(
+    model: ir.Model, inputs: Mapping[str, Tensor], known: AxisNames | None = None
+) -> None:
     """Give the graph's symbolic sizes readable names: batch, sequence, or input and axis.
 
     Axis 0 of the first input is the batch, axis 1 its sequence, and so is the same axis of another
     input with the same example size. Any other symbol is named after its first input and axis.
-    Every mention of a symbol, also in expressions, is renamed.
+    Every mention of a symbol, also in expressions, is renamed. ``known`` names come first.
     """
     names: dict[str, str] = {}
     sizes: dict[str, int] = {}
@@ -144,6 +158,9 @@ def name_axes(model: ir.Model, inputs: Mapping[str, Tensor]) -> None:
                 continue
             example = inputs[str(value.name)].shape[axis]
             role = _ROLES[axis] if axis < len(_ROLES) else f"{value.name}_{axis}"
+            if known is not None:
+                names[str(size)] = known[str(value.name)].get(axis, role)
+                continue
             if sizes.setdefault(role, example) != example:
                 role = f"{value.name}_{axis}"
             names[str(size)] = role

@@ -6,17 +6,24 @@ Runtime; nothing of that is done again here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
 
+from moe_export.errors import UnsupportedModelError
+from moe_export.generation.spec import CacheTensor
 from moe_export.ops.onnx_ops import translation_table
 from moe_export.ops.portable import OPSET
 from moe_export.sources.model import LoadedModel
+from moe_export.sources.past import GenerativeModel
 
 # ONNX Runtime's fused operators by target; a portable file has none.
 _FUSIONS = {"cpu": "cpu", "portable": None}
+# What the exporter calls a tensor of the cache, by the layer's number.
+_CACHE_LEAF = re.compile(r"(?:in|out)put\.past_key_values\.layers\.(\d+)\.(keys|values)")
 
 
 def export_pretrained(
@@ -43,3 +50,48 @@ def export_pretrained(
     )
     model: ir.Model = program
     return model
+
+
+def export_with_past(
+    loaded: GenerativeModel, shapes: Mapping[str, Mapping[int, Any]], target: str
+) -> ir.Model:
+    """Trace one graph for prefill and decode: new tokens behind a cache of any length.
+
+    Args:
+        loaded: The model with its cache among its inputs.
+        shapes: Dynamic axes by input name.
+        target: Of the build.
+    """
+    others, cache = loaded.split(loaded.inputs)
+    names = [c.past for c in loaded.spec.caches]
+    # A cache is one argument; its tensors come in the order of its layers.
+    nested: dict[str, Any] = {name: shapes[name] for name in others}
+    nested["past_key_values"] = [shapes[name] for name in names]
+    inputs = {**others, "past_key_values": cache}
+    whole = replace(loaded, inputs=inputs, constants={"use_cache": True})
+    model = export_pretrained(whole, nested, target)
+    _name_caches(model, loaded.spec.caches)
+    return model
+
+
+def _name_caches(model: ir.Model, caches: Sequence[CacheTensor]) -> None:
+    """Give the cache's tensors the names that runtimes know, and check that all are there.
+
+    Raises:
+        UnsupportedModelError: the graph leaves a tensor of the cache out.
+    """
+    for values, names in (
+        (model.graph.inputs, [c.past for c in caches]),
+        (model.graph.outputs, [c.present for c in caches]),
+    ):
+        found = {}
+        for value in values:
+            if match := _CACHE_LEAF.fullmatch(str(value.name)):
+                found[2 * int(match[1]) + (match[2] == "values")] = value
+        if sorted(found) != list(range(len(names))):
+            raise UnsupportedModelError(
+                f"--with-past: the traced graph has {len(found)} of the cache's {len(names)} "
+                "tensors: a layer does not use its cache. Build without --with-past"
+            )
+        for index, name in enumerate(names):
+            found[index].name = name

@@ -17,7 +17,7 @@ from moe_export.capture.axes import (
     recorded_guards,
     widen_example,
 )
-from moe_export.capture.huggingface import export_pretrained
+from moe_export.capture.huggingface import export_pretrained, export_with_past
 from moe_export.capture.quiet import quiet_exporters
 from moe_export.capture.torch_module import export_module
 from moe_export.errors import MoeExportError, UnsupportedModelError
@@ -25,6 +25,7 @@ from moe_export.plan import BuildPlan
 from moe_export.progress import Progress
 from moe_export.recognize.block import MoeBlock, bound
 from moe_export.sources.model import LoadedModel
+from moe_export.sources.past import GenerativeModel
 from moe_export.tolerances import output_tolerance, relative_error
 
 
@@ -50,7 +51,8 @@ def capture(
         UnsupportedModelError: tracing fails, or an MoE layer did not call its lowered form.
         UsageError: a named axis does not exist.
     """
-    shapes = dynamic_shapes(loaded.inputs, plan)
+    names = loaded.axis_names() if isinstance(loaded, GenerativeModel) else None
+    shapes = dynamic_shapes(loaded.inputs, plan, names)
     loaded, expected = _with_wide_example(loaded, shapes)
     with recorded_guards() as guards, bound(blocks) as calls, quiet_exporters():
         _check_bound_model(expected, loaded.run(loaded.inputs), len(blocks))
@@ -62,7 +64,7 @@ def capture(
             f"{', '.join(missed)}: the model computes these experts without calling the module, so "
             "that they cannot be lowered"
         )
-    name_axes(model, loaded.inputs)
+    name_axes(model, loaded.inputs, names)
     _remark_fixed_axes(model, loaded, shapes, guards, progress)
     return CapturedModel(model, tuple(blocks))
 
@@ -102,6 +104,8 @@ def _export(
     outputs: Sequence[str],
 ) -> ir.Model:
     try:
+        if isinstance(loaded, GenerativeModel):
+            return export_with_past(loaded, shapes, plan.target)
         if loaded.kind == "huggingface":
             return export_pretrained(loaded, shapes, plan.target)
         return export_module(loaded, shapes, outputs)

@@ -52,6 +52,9 @@ _NOWHERE = Path("bundle")
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @click.option("--keep-going", is_flag=True,
               help="Try every MoE layer; if some are refused, list all of them.")  # fmt: skip
+@click.option("--with-past", is_flag=True,
+              help="Hugging Face causal models: one graph for prefill and decode with a key/value "
+                   "cache, so that the bundle can generate.")  # fmt: skip
 @click.option("--dry-run", is_flag=True,
               help="Write nothing: show what a build would find in every layer, and estimate its "
                    "size, memory and time.")  # fmt: skip

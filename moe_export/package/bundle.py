@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from moe_export.errors import BundleError, EnvironmentLacksError
+import numpy as np
+
+from moe_export.errors import BundleError, EnvironmentLacksError, UsageError
+from moe_export.generation.generate import GenerateOptions, start_stream
+from moe_export.generation.prompts import InputIds, Prompts, make_prompts
+from moe_export.generation.spec import GenerationSpec
 from moe_export.package.manifest import Manifest, check_files, read_manifest
 from moe_export.runners.arrays import Array
 from moe_export.runners.library import LIBRARY_NAME, ort_library_path
@@ -57,6 +62,81 @@ class Bundle:
             UsageError: an input is missing, unknown, or of another type or shape.
         """
         return self.runner.run(inputs)
+
+    def generate(
+        self,
+        input_ids: InputIds,
+        attention_mask: Array | Sequence[Sequence[int]] | None = None,
+        **options: Any,  # noqa: ANN401 - fields of GenerateOptions
+    ) -> Array:
+        """Continue prompts: one run for the prompt, then one for each new token.
+
+        Args:
+            input_ids: ``[batch, tokens]``, or rows of different lengths, which are padded on the
+                left.
+            attention_mask: ``[batch, tokens]``, 0 for padding, which must be on the left.
+            **options: Fields of ``GenerateOptions``, such as ``max_new_tokens``, ``do_sample``,
+                ``temperature``, ``top_k``, ``top_p``, ``eos_token_id`` or ``seed``.
+
+        Returns:
+            ``[batch, tokens + new]`` int64, the prompts with the new tokens behind them; a row that
+            ended before the longest is filled with the padding's id.
+
+        Raises:
+            UsageError: the bundle has no cache, or an argument is wrong.
+        """
+        prompts = make_prompts(input_ids, attention_mask, self._generation)
+        new = list(self._start(prompts, options))
+        return np.concatenate([prompts.ids, np.stack(new, axis=1)], axis=1)
+
+    def stream(
+        self,
+        input_ids: InputIds,
+        attention_mask: Array | Sequence[Sequence[int]] | None = None,
+        **options: Any,  # noqa: ANN401 - fields of GenerateOptions
+    ) -> Iterator[Array]:
+        """As ``generate``, token by token.
+
+        Returns:
+            An iterator over ``[batch]`` int64, the next token of every row.
+
+        Raises:
+            UsageError: the bundle has no cache, or an argument is wrong.
+        """
+        return self._start(make_prompts(input_ids, attention_mask, self._generation), options)
+
+    def _start(self, prompts: Prompts, options: Mapping[str, Any]) -> Iterator[Array]:
+        # A bundle that was not compared may have tokens that compete: its prompts are run whole.
+        coupled = self.manifest.batch_coupled is not False
+        read = GenerateOptions.read(options)
+        return start_stream(self.runner, self._generation, prompts, read, batch_coupled=coupled)
+
+    @property
+    def _generation(self) -> GenerationSpec:
+        if self.manifest.generation is None:
+            raise UsageError(
+                f"{self.folder} has no key/value cache, so that it cannot generate: build it again "
+                "with --with-past (with_past=True)"
+            )
+        return self.manifest.generation
+
+    def load_tokenizer(self) -> Any:  # noqa: ANN401 - an optional package
+        """The source's tokenizer, a ``tokenizers.Tokenizer``.
+
+        Raises:
+            UsageError: the bundle has none.
+            EnvironmentLacksError: the package is not installed.
+        """
+        name = self._generation.tokenizer
+        if name is None:
+            raise UsageError(f"{self.folder} has no tokenizer.json: its source had none")
+        try:
+            import tokenizers
+        except ModuleNotFoundError as error:
+            raise EnvironmentLacksError(
+                "reading tokenizer.json needs tokenizers: pip install 'moe-export[text]'"
+            ) from error
+        return tokenizers.Tokenizer.from_file(str(self.folder / name))
 
     @cached_property
     def runner(self) -> OnnxRuntimeRunner:

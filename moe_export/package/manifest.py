@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_export.errors import BundleError
+from moe_export.generation.spec import GenerationSpec
 from moe_export.plan import TARGETS
 
 FORMAT_VERSION = 1
@@ -42,6 +43,7 @@ class Manifest:
         layers: The MoE layers in order.
         parity: Summary; ``status`` is passed, failed or skipped.
         batch_coupled: Whether one request can change another's result.
+        generation: How the bundle generates; None for a graph without a cache.
         remarks: What the build had to say.
     """
 
@@ -55,6 +57,7 @@ class Manifest:
     layers: list[dict[str, Any]]
     parity: Mapping[str, Any]
     batch_coupled: bool | None
+    generation: GenerationSpec | None = None
     remarks: list[str] = field(default_factory=list)
     format_version: int = FORMAT_VERSION
 
@@ -104,7 +107,11 @@ def _from_json(values: Any) -> Manifest:  # noqa: ANN401 - any JSON
     for name, record in values["files"].items():
         _check_name(name)
         files[name] = FileRecord(int(record["size_bytes"]), record["sha256"])
-    manifest = Manifest(**{**values, "files": files})
+    generation = values.get("generation")
+    if generation is not None:
+        inputs, outputs = ([str(s["name"]) for s in values[k]] for k in ("inputs", "outputs"))
+        generation = GenerationSpec.from_json(generation, inputs, outputs, files)
+    manifest = Manifest(**{**values, "files": files, "generation": generation})
     if manifest.target not in TARGETS:
         raise BundleError(f"target {manifest.target!r} is none of {', '.join(TARGETS)}")
     if manifest.parity["status"] not in ("passed", "failed", "skipped"):

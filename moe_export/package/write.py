@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_export.errors import MoeExportError
+from moe_export.generation.spec import GenerationSpec
 from moe_export.package.bundle import PARITY_NAME
 from moe_export.package.manifest import MANIFEST_NAME, FileRecord, Manifest, hash_file
 from moe_export.runners.arrays import Array, write_arrays
@@ -117,6 +118,7 @@ def write_manifest(
     layers: list[dict[str, Any]],
     parity: Mapping[str, Any],
     batch_coupled: bool | None,
+    generation: GenerationSpec | None,
     remarks: list[str],
 ) -> Manifest:
     """Record every file of ``folder`` and write the manifest last."""
@@ -136,6 +138,7 @@ def write_manifest(
         layers=layers,
         parity=parity,
         batch_coupled=batch_coupled,
+        generation=generation,
         remarks=remarks,
     )
     (folder / MANIFEST_NAME).write_text(manifest.to_text(), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,14 +89,54 @@ class OnnxRuntimeRunner:
             raise UsageError(
                 f"inputs are passed by name, as in run({{name: array}}); names: {names}"
             )
-        feeds = {s.name: _checked(s, inputs) for s in self.inputs}
-        if unknown := sorted(set(inputs) - set(feeds)):
-            raise UsageError(f"no input {', '.join(unknown)}; the model takes {', '.join(feeds)}")
+        feeds = self._checked_feeds(inputs, ())
         try:
             results = self._session.run(None, feeds)
         except Exception as error:  # onnxruntime raises its own kinds, none of them public
             raise MoeExportError(f"ONNX Runtime could not run the model: {error}") from error
         return {s.name: array for s, array in zip(self.outputs, results, strict=True)}
+
+    def run_keeping(
+        self, inputs: Mapping[str, Array], kept: Mapping[str, Any], keep: Collection[str]
+    ) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Run the model once, and leave some outputs where they are for a later run.
+
+        Args:
+            inputs: Arrays by input name.
+            kept: The other inputs by name, as an earlier call or ``to_value`` returned them.
+            keep: Outputs to leave in the runtime's memory.
+
+        Returns:
+            Arrays of the other outputs, and the kept outputs, both by output name.
+
+        Raises:
+            UsageError: an input is missing, unknown, or of another type or rank.
+        """
+        import onnxruntime
+
+        feeds = self._checked_feeds(inputs, kept)
+        values = {n: onnxruntime.OrtValue.ortvalue_from_numpy(a) for n, a in feeds.items()}
+        try:
+            results = self._session.run_with_ort_values(None, {**values, **kept})
+        except Exception as error:  # onnxruntime raises its own kinds, none of them public
+            raise MoeExportError(f"ONNX Runtime could not run the model: {error}") from error
+        named = {s.name: value for s, value in zip(self.outputs, results, strict=True)}
+        arrays = {name: value.numpy() for name, value in named.items() if name not in keep}
+        return arrays, {name: named[name] for name in keep}
+
+    def to_value(self, array: Array) -> Any:  # noqa: ANN401 - onnxruntime has no types
+        """``array`` in the runtime's memory, to be passed as a kept input."""
+        import onnxruntime
+
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+    def _checked_feeds(
+        self, inputs: Mapping[str, Array], kept: Collection[str]
+    ) -> dict[str, Array]:
+        feeds = {s.name: _checked(s, inputs) for s in self.inputs if s.name not in kept}
+        if unknown := sorted(set(inputs) - set(feeds)):
+            raise UsageError(f"no input {', '.join(unknown)}; the model takes {', '.join(feeds)}")
+        return feeds
 
 
 def _signatures(values: Sequence[Any]) -> tuple[Signature, ...]:

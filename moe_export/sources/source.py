@@ -29,6 +29,7 @@ from moe_export.sources.inputs import (
 )
 from moe_export.sources.model import LoadedModel, to_float32
 from moe_export.sources.module_file import load_module_file
+from moe_export.sources.past import with_past
 from moe_export.sources.quantized import gguf_refusal
 from moe_export.sources.weights import load_weights, open_weights
 
@@ -118,7 +119,7 @@ def _with_inputs(loaded: LoadedModel, plan: BuildPlan) -> LoadedModel:
     )
     if loaded.kind == "huggingface":
         check_example(loaded.model, loaded.inputs)
-    return loaded
+    return with_past(loaded, plan) if plan.with_past else loaded
 
 
 def _as_float32(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

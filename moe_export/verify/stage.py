@@ -12,11 +12,13 @@ from moe_export.progress import Progress
 from moe_export.runners.eager import EagerRunner
 from moe_export.runners.onnxruntime import OnnxRuntimeRunner
 from moe_export.sources.model import LoadedModel
+from moe_export.sources.past import GenerativeModel
 from moe_export.verify.cases import CaseShape, InputShape, Sweep
 from moe_export.verify.experts_alone import compare_experts_alone
 from moe_export.verify.judge import Judge, output_error
 from moe_export.verify.report import ParityReport
 from moe_export.verify.side_checks import compare_source_dtype, is_batch_coupled
+from moe_export.verify.steps import compare_steps, make_sweep
 
 # Draws of one case before its numbers are given up because of ties.
 _MAX_DRAWS = 5
@@ -41,9 +43,11 @@ def verify(
     layers = packed.lowered.layers
     runner = _open_probe(packed, library)
     eager = EagerRunner(loaded.run, [layer.block for layer in layers])
-    sweep = Sweep(_input_shapes(loaded, runner), plan.dynamic, plan.seed)
+    sweep = make_sweep(loaded, _input_shapes(loaded, runner), plan)
     judge = Judge(layers)
-    for shape in progress.track(list(sweep.shapes()), "cases"):
+    if isinstance(loaded, GenerativeModel):
+        compare_steps(loaded, layers, runner, judge, plan, progress)
+    for shape in progress.track(_shapes(loaded, sweep), "cases"):
         try:
             _run_case(shape, sweep, eager, runner, judge)
         except UnsupportedModelError as error:
@@ -59,6 +63,11 @@ def verify(
         source_dtype=source_dtype,
         source_dtype_error=source_error,
     )
+
+
+def _shapes(loaded: LoadedModel, sweep: Sweep) -> list[CaseShape]:
+    """The sweep's cases; a model with a cache is compared step by step instead."""
+    return [] if isinstance(loaded, GenerativeModel) else list(sweep.shapes())
 
 
 def _open_probe(packed: PackedModel, library: Path | None) -> OnnxRuntimeRunner:

@@ -150,6 +150,7 @@ def _package(
         layers=[layer.describe() for layer in packed.lowered.layers],
         parity=report.summary() if report else {"status": "skipped"},
         batch_coupled=report.batch_coupled if report else None,
+        telemetry=[record.to_json() for record in packed.lowered.telemetry],
         generation=_finish_generation(loaded, folder),
         remarks=list(progress.remarks),
     )

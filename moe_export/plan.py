@@ -86,6 +86,7 @@ class BuildPlan:
         overwrite: Replace an existing bundle.
         keep_going: Try every MoE layer before refusing the model, and list all that are refused.
         with_past: Export a causal model with its key/value cache, so that the bundle generates.
+        telemetry: Add outputs that tell how each MoE layer spreads its tokens.
         seed: Seeds every random draw.
     """
 
@@ -101,6 +102,7 @@ class BuildPlan:
     overwrite: bool = False
     keep_going: bool = False
     with_past: bool = False
+    telemetry: bool = False
     seed: int = 0
 
     def check_output(self) -> None:

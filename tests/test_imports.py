@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "moe_export"
 STAGES = [
     "sources", "recognize", "capture", "lower", "optimize", "quantize", "pack", "verify", "package",
 ]  # fmt: skip
-LEAVES = ["errors", "plan", "progress", "tolerances", "generation", "ops", "runners"]
+LEAVES = ["errors", "plan", "progress", "tolerances", "generation", "ops", "runners", "telemetry"]
 COMPOSITION = ["pipeline", "refusals", "dry_run", "estimate", "cli", "__init__", "__main__"]
 MAY_IMPORT_TORCH = ["sources", "recognize", "capture", "ops", "runners"]
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "transformers"}

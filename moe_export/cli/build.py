@@ -55,6 +55,9 @@ _NOWHERE = Path("bundle")
 @click.option("--with-past", is_flag=True,
               help="Hugging Face causal models: one graph for prefill and decode with a key/value "
                    "cache, so that the bundle can generate.")  # fmt: skip
+@click.option("--telemetry", is_flag=True,
+              help="Add outputs that tell how each MoE layer spreads its tokens over its "
+                   "experts.")  # fmt: skip
 @click.option("--dry-run", is_flag=True,
               help="Write nothing: show what a build would find in every layer, and estimate its "
                    "size, memory and time.")  # fmt: skip

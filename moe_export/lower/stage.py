@@ -12,14 +12,22 @@ from moe_export.lower.weights import normalize_weights
 from moe_export.ops.contract import check_model
 from moe_export.ops.nodes import PATH_KEY
 from moe_export.ops.spec import VERSION
+from moe_export.telemetry.record import LayerTelemetry
 
 
 @dataclass(frozen=True)
 class LoweredModel:
-    """The graph that is written, with its layers in the order they run."""
+    """The graph that is written.
+
+    Attributes:
+        model: The graph.
+        layers: Its MoE layers in the order they run.
+        telemetry: Outputs that tell how they spread their tokens, if any were asked for.
+    """
 
     model: ir.Model
     layers: tuple[LoweredLayer, ...]
+    telemetry: tuple[LayerTelemetry, ...] = ()
 
 
 def lower(captured: CapturedModel) -> LoweredModel:

@@ -1,4 +1,4 @@
-"""Stage 5: optimize the lowered graph, then give it what its target needs."""
+"""Stage 5: optimize the lowered graph, then give it what the plan asks for."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from moe_export.ops.contract import check_model
 from moe_export.optimize.fuse_routers import fuse_routers
 from moe_export.plan import BuildPlan
 from moe_export.progress import Progress
+from moe_export.telemetry.outputs import add_telemetry
 
 
 def optimize(lowered: LoweredModel, plan: BuildPlan, progress: Progress) -> LoweredModel:
-    """Fuse routers, drop what nothing uses any more, attach bodies where the target needs them.
+    """Fuse routers, drop what nothing uses, add telemetry, attach bodies for the target.
 
     Args:
         lowered: Its graph is rewritten in place.
-        plan: Gives the target.
+        plan: Gives the target, and whether telemetry is wanted.
         progress: Moves a bar.
 
     Returns:
@@ -27,10 +28,12 @@ def optimize(lowered: LoweredModel, plan: BuildPlan, progress: Progress) -> Lowe
 
     Raises:
         ContractError: a node breaks the contract.
+        UsageError: telemetry would name an output as the model names one.
     """
     layers = fuse_routers(lowered.model, lowered.layers, progress)
     RemoveUnusedNodesPass()(lowered.model)
+    telemetry = add_telemetry(lowered.model) if plan.telemetry else ()
     if plan.target == "portable":
         attach_functions(lowered.model)
     check_model(lowered.model)
-    return dataclasses.replace(lowered, layers=layers)
+    return dataclasses.replace(lowered, layers=layers, telemetry=telemetry)

@@ -20,6 +20,8 @@ from moe_export.package.manifest import Manifest, check_files, read_manifest
 from moe_export.runners.arrays import Array
 from moe_export.runners.library import LIBRARY_NAME, ort_library_path
 from moe_export.runners.onnxruntime import OnnxRuntimeRunner
+from moe_export.telemetry.expert_load import ExpertLoad
+from moe_export.telemetry.record import LayerTelemetry
 
 MODEL_NAME = "model.onnx"
 PARITY_NAME = "parity.json"
@@ -62,6 +64,43 @@ class Bundle:
             UsageError: an input is missing, unknown, or of another type or shape.
         """
         return self.runner.run(inputs)
+
+    def expert_load(self, inputs: Mapping[str, Array]) -> tuple[ExpertLoad, ...]:
+        """Run the model once and see how each MoE layer spreads its tokens.
+
+        A bundle that was built without telemetry gets its outputs in memory, which needs onnx-ir.
+
+        Args:
+            inputs: As for ``run``.
+
+        Returns:
+            One for each call of a layer, in the order they run.
+
+        Raises:
+            UsageError: as for ``run``.
+            EnvironmentLacksError: the bundle has no telemetry and onnx-ir is not installed.
+        """
+        runner, records = self._telemetry
+        outputs = runner.run(inputs)
+        return tuple(ExpertLoad.read(record, outputs) for record in records)
+
+    @cached_property
+    def _telemetry(self) -> tuple[OnnxRuntimeRunner, tuple[LayerTelemetry, ...]]:
+        """A session that counts, and its outputs by layer."""
+        if self.manifest.telemetry:
+            return self.runner, tuple(map(LayerTelemetry.from_json, self.manifest.telemetry))
+        try:
+            from moe_export.telemetry.outputs import extend_file
+        except ModuleNotFoundError as error:
+            raise EnvironmentLacksError(
+                f"{self.folder} was built without --telemetry, and adding it needs {error.name}: "
+                "build with --telemetry, or pip install onnx-ir"
+            ) from error
+        graph, records = extend_file(self.folder / MODEL_NAME)
+        runner = OnnxRuntimeRunner(
+            graph, self._library(), num_threads=self.num_threads, data_folder=self.folder
+        )
+        return runner, records
 
     def generate(
         self,

@@ -43,6 +43,8 @@ class Manifest:
         layers: The MoE layers in order.
         parity: Summary; ``status`` is passed, failed or skipped.
         batch_coupled: Whether one request can change another's result.
+        telemetry: Outputs that tell how each MoE layer spreads its tokens, and what they count;
+            empty where the build was not asked for them.
         generation: How the bundle generates; None for a graph without a cache.
         remarks: What the build had to say.
     """
@@ -57,6 +59,7 @@ class Manifest:
     layers: list[dict[str, Any]]
     parity: Mapping[str, Any]
     batch_coupled: bool | None
+    telemetry: list[dict[str, str]] = field(default_factory=list)
     generation: GenerationSpec | None = None
     remarks: list[str] = field(default_factory=list)
     format_version: int = FORMAT_VERSION

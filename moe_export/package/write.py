@@ -118,6 +118,7 @@ def write_manifest(
     layers: list[dict[str, Any]],
     parity: Mapping[str, Any],
     batch_coupled: bool | None,
+    telemetry: list[dict[str, str]],
     generation: GenerationSpec | None,
     remarks: list[str],
 ) -> Manifest:
@@ -138,6 +139,7 @@ def write_manifest(
         layers=layers,
         parity=parity,
         batch_coupled=batch_coupled,
+        telemetry=telemetry,
         generation=generation,
         remarks=remarks,
     )

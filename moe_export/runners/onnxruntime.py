@@ -23,6 +23,8 @@ _NUMPY_TYPES = {
     "tensor(bool)": np.bool_,
 }
 
+_DATA_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -37,16 +39,24 @@ class OnnxRuntimeRunner:
     """A session on the CPU.
 
     Args:
-        model: The ONNX file; its external data lies beside it.
+        model: The ONNX file, beside its external data; or the bytes of one.
         library: The op library, or None to run the bodies in standard operators.
         num_threads: Threads inside an operator; 0 for ONNX Runtime's choice.
+        data_folder: Where external data lies if ``model`` is bytes.
 
     Raises:
         EnvironmentLacksError: onnxruntime is not installed or does not take the library.
         MoeExportError: ONNX Runtime refuses the model.
     """
 
-    def __init__(self, model: Path, library: Path | None, *, num_threads: int = 0) -> None:
+    def __init__(
+        self,
+        model: Path | bytes,
+        library: Path | None,
+        *,
+        num_threads: int = 0,
+        data_folder: Path | None = None,
+    ) -> None:
         try:
             import onnxruntime
         except ModuleNotFoundError as error:
@@ -56,6 +66,8 @@ class OnnxRuntimeRunner:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors arrive as exceptions
         options.intra_op_num_threads = num_threads
+        if data_folder is not None:
+            options.add_session_config_entry(_DATA_FOLDER_KEY, str(data_folder))
         if library is not None:
             try:
                 options.register_custom_ops_library(str(library))
@@ -65,10 +77,13 @@ class OnnxRuntimeRunner:
                 ) from error
         try:
             self._session = onnxruntime.InferenceSession(
-                str(model), options, providers=["CPUExecutionProvider"]
+                model if isinstance(model, bytes) else str(model),
+                options,
+                providers=["CPUExecutionProvider"],
             )
         except Exception as error:  # as above
-            raise MoeExportError(f"ONNX Runtime refuses {model}: {error}") from error
+            name = "a graph in memory" if isinstance(model, bytes) else model
+            raise MoeExportError(f"ONNX Runtime refuses {name}: {error}") from error
         self.inputs = _signatures(self._session.get_inputs())
         self.outputs = _signatures(self._session.get_outputs())
 

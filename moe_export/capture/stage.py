@@ -17,6 +17,7 @@ from moe_export.capture.axes import (
     recorded_guards,
     widen_example,
 )
+from moe_export.capture.complex_numbers import ComplexAsPairs
 from moe_export.capture.huggingface import export_pretrained, export_with_past
 from moe_export.capture.quiet import quiet_exporters
 from moe_export.capture.torch_module import export_module
@@ -104,11 +105,12 @@ def _export(
     outputs: Sequence[str],
 ) -> ir.Model:
     try:
-        if isinstance(loaded, GenerativeModel):
-            return export_with_past(loaded, shapes, plan.target)
-        if loaded.kind == "huggingface":
-            return export_pretrained(loaded, shapes, plan.target)
-        return export_module(loaded, shapes, outputs)
+        with ComplexAsPairs():
+            if isinstance(loaded, GenerativeModel):
+                return export_with_past(loaded, shapes, plan.target)
+            if loaded.kind == "huggingface":
+                return export_pretrained(loaded, shapes, plan.target)
+            return export_module(loaded, shapes, outputs)
     except MoeExportError:
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:

@@ -143,13 +143,13 @@ def example_of(model: nn.Module, seed: int) -> Example:
 
 def _say(model: Any, inputs: Mapping[str, Tensor]) -> str:  # noqa: ANN401 - its attributes are not annotated
     name = type(model).__name__
+    if name.endswith("ForCausalLM"):
+        return ""
     modalities = getattr(model, "input_modalities", "text")
     others = [m for m in modalities if m != "text"] if isinstance(modalities, tuple) else []
     if others:
         left_out = " and ".join(others)
         return f"{name} is exported from texts alone: what it does with {left_out} is left out"
-    if name.endswith("ForCausalLM"):
-        return ""
     return f"{name} is called with {', '.join(inputs)}"
 
 

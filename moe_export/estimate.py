@@ -27,6 +27,7 @@ import onnx_ir as ir
 
 from moe_export.lower.stage import LoweredModel
 from moe_export.plan import BuildPlan
+from moe_export.progress import peak_memory
 from moe_export.runners.eager import EagerRunner
 from moe_export.sources.model import LoadedModel
 from moe_export.verify.cases import InputShape
@@ -102,7 +103,7 @@ def estimate_build(
         graph_bytes=graph_bytes,
         library_bytes=library_bytes,
         example_bytes=example_bytes,
-        peak_bytes=max(_peak_bytes(), _resident_bytes() + mapped_bytes),
+        peak_bytes=max(peak_memory(), _resident_bytes() + mapped_bytes),
         measured_s=measured_s,
         write_s=to_write * _seconds_per_byte(plan.output.absolute().parent),
         verify_s=verify_s,
@@ -167,13 +168,9 @@ def _seconds_per_byte(folder: Path) -> float:
     return (time.monotonic() - began) / _TRIAL_BYTES
 
 
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def _resident_bytes() -> int:
     """Resident memory now; the peak where the system does not tell."""
     path = Path("/proc/self/statm")
     if not path.is_file():
-        return _peak_bytes()
+        return peak_memory()
     return int(path.read_text().split()[1]) * resource.getpagesize()

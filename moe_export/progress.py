@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes, pages of files included."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # getrusage counts what the process was before it became this program, too.
+        line = next(li for li in status.read_text().splitlines() if li.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Progress(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -11,6 +10,8 @@ from typing import Self, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
+
+from moe_export.progress import peak_memory
 
 T = TypeVar("T")
 
@@ -107,7 +108,7 @@ class StageProgress:
         if not self._stage or self._quiet:
             return
         seconds = time.monotonic() - self._began
-        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak_mb = peak_memory() / (1 << 20)
         mark = "" if outcome == "done" else f"  {outcome}"
         self._console.print(f"{self._stage:<10} {seconds:6.1f} s  peak {peak_mb:6.0f} MB{mark}")
         self._stage = ""

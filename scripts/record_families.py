@@ -25,7 +25,7 @@ RECORD = ROOT / "moe_export" / "families.json"
 README = ROOT / "README.md"
 PACKAGES = ("torch", "transformers", "onnxruntime")
 LIMIT_S = 600
-ALIGNMENT = "|---|---|---|---|---|"
+ALIGNMENT = "|---|---|---|---|"
 
 Row = dict[str, Any]
 
@@ -57,7 +57,8 @@ def record_one(name: str) -> Row:
         "status": "exported",
         "layers": len(manifest.layers),
         **_experts(manifest.layers[0]["experts"]),
-        "routers": list(dict.fromkeys(_router(layer) for layer in manifest.layers)),
+        "routers": list(dict.fromkeys(layer["routing"] for layer in manifest.layers)),
+        "fused": all(layer["router"] == "TopKGating" for layer in manifest.layers),
         "targets": [manifest.target],
         "max_error": max(errors),
     }
@@ -72,10 +73,6 @@ def _experts(experts: Row) -> Row:
     if experts["has_bias"]:
         words.append("bias")
     return {"experts": experts["num_experts"], "expert": ", ".join(words)}
-
-
-def _router(layer: Row) -> str:
-    return str(layer["routing"]) or "standard operators"
 
 
 def record_apart(name: str) -> Row:
@@ -95,13 +92,13 @@ def record_apart(name: str) -> Row:
 
 def readme_table(rows: list[Row]) -> str:
     """The README's table of families."""
-    lines = ["| family | experts | form | router | error |", ALIGNMENT]
+    lines = ["| family | expert | router | error |", ALIGNMENT]
     for row in rows:
         if row["status"] == "exported":
-            routers = "; ".join(row["routers"])
-            cells = (row["experts"], row["expert"], routers, f"{row['max_error']:.0e}")
+            routers = "; ".join(row["routers"]) if row["fused"] else "own operators"
+            cells = (row["expert"], routers, f"{row['max_error']:.0e}")
         else:
-            cells = ("", "", f"{row['status']}: {row['reason']}".replace("|", "/"), "")
+            cells = ("", f"{row['status']}: {row['reason']}".replace("|", "/"), "")
         lines.append(f"| {row['family']} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 

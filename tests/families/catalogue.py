@@ -115,12 +115,12 @@ def small_values(config_class: Any, values: Mapping[str, Any]) -> dict[str, Any]
         chosen |= {"num_key_value_heads": chosen["num_attention_heads"]}
     chosen |= {name: value for name, value in values.items() if not isinstance(value, Mapping)}
     inner = getattr(config_class, "sub_configs", {})
+    inner = {name: kind for name, kind in inner.items() if dataclasses.is_dataclass(kind)}
     for name, value in values.items():
         if isinstance(value, Mapping) and name not in inner:
             chosen[name] = dict(value)
     for name, kind in inner.items():
-        if dataclasses.is_dataclass(kind):
-            chosen[name] = small_values(kind, values.get(name, {}))
+        chosen[name] = small_values(kind, values.get(name, {}))
     return chosen
 
 

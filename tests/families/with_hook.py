@@ -11,7 +11,8 @@ SLIDING_THEN_FULL = ["sliding_attention", "full_attention"]
 TEXT_ROPE: dict[str, Any] = {
     "rope_type": "default",
     "rope_theta": 10000.0,
-    "mrope_section": [2, 3, 3],
+    "mrope_section": [2, 1, 1],
+    "partial_rotary_factor": 0.5,
 }
 
 WITH_HOOK: tuple[Family, ...] = (
@@ -57,6 +58,11 @@ WITH_HOOK: tuple[Family, ...] = (
                 "moe_num_experts": 8,
                 "moe_k": 3,
                 "moe_intermediate_size": [24, 24],
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 10000.0,
+                    "mrope_section": [3, 3, 2],
+                },
             }
         },
     ),
@@ -82,7 +88,19 @@ WITH_HOOK: tuple[Family, ...] = (
         "Glm4vMoeForConditionalGeneration",
         values={"text_config": {"rope_parameters": TEXT_ROPE}},
     ),
-    Family("glm5_next", "Glm5NextConfig", "Glm5NextForConditionalGeneration"),
+    Family(
+        "glm5_next",
+        "Glm5NextConfig",
+        "Glm5NextForConditionalGeneration",
+        values={
+            "text_config": {
+                "layer_types": ["linear_attention", "indexed_attention"],
+                "qk_rope_head_dim": 0,
+                "head_dim": 0,
+                "index_kpool": 2,
+            }
+        },
+    ),
     Family("glm_moe_dsa", "GlmMoeDsaConfig"),
     Family("gpt_oss", "GptOssConfig"),
     Family("granitemoe", "GraniteMoeConfig"),
@@ -129,15 +147,35 @@ WITH_HOOK: tuple[Family, ...] = (
     Family("minimax_m2", "MiniMaxM2Config"),
     Family("minimax_m3_vl", "MiniMaxM3VLTextConfig"),
     Family("mistral4", "Mistral4Config", "Mistral4ForCausalLM"),
-    Family("mistral_large4", "MistralLarge4Config", "MistralLarge4ForConditionalGeneration"),
+    Family(
+        "mistral_large4",
+        "MistralLarge4Config",
+        "MistralLarge4ForConditionalGeneration",
+        values={
+            "vision_config": {
+                "model_type": "pixtral",
+                "hidden_size": 32,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+            }
+        },
+    ),
     Family("mixtral", "MixtralConfig"),
     Family(
         "muse_spark",
         "MuseSparkConfig",
         "MuseSparkForConditionalGeneration",
         values={
-            "text_config": {"moe_hidden_size": 40},
-            "audio_config": {"num_hidden_layers": 4, "hidden_sizes": [8, 8, 8, 8]},
+            "text_config": {"moe_hidden_size": 40, "layer_types": SLIDING_THEN_FULL},
+            "audio_config": {
+                "num_hidden_layers": 4,
+                "hidden_sizes": [8, 8, 8, 8],
+                "out_hidden_size": 64,
+            },
+            "out_hidden_size": 64,
         },
     ),
     Family(
@@ -171,6 +209,7 @@ WITH_HOOK: tuple[Family, ...] = (
         "qwen3_omni_moe",
         "Qwen3OmniMoeThinkerConfig",
         "Qwen3OmniMoeThinkerForConditionalGeneration",
+        values={"vision_start_token_id": 2},
     ),
     Family("qwen3_vl_moe", "Qwen3VLMoeConfig", "Qwen3VLMoeForConditionalGeneration"),
     Family("qwen4_exp", "Qwen4ExpTextConfig"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import moe_export
-from tests.parity.families import make_model
+from tests.families.all_families import make_named_model
 
 pytest.importorskip("transformers")
 
@@ -21,7 +21,9 @@ def test_node_count_does_not_depend_on_the_number_of_experts(tmp_path):
     for num_experts in (8, 128):
         folder = tmp_path / str(num_experts)
         moe_export.build(
-            make_model("qwen3_moe", num_experts=num_experts), output=folder, verify=False
+            make_named_model("qwen3_moe", num_experts=num_experts),
+            output=folder,
+            verify=False,
         )
         nodes = nodes_of(folder)
         counts[num_experts] = len(nodes)
@@ -30,7 +32,7 @@ def test_node_count_does_not_depend_on_the_number_of_experts(tmp_path):
 
 
 def test_batch_and_sequence_are_dynamic(tmp_path):
-    bundle = moe_export.build(make_model("mixtral"), output=tmp_path / "bundle", verify=False)
+    bundle = moe_export.build(make_named_model("mixtral"), output=tmp_path / "bundle", verify=False)
     assert [(v["name"], list(v["shape"])) for v in bundle.manifest.inputs] == [
         ("input_ids", ["batch", "sequence"]),
         ("attention_mask", ["batch", "sequence"]),
@@ -41,7 +43,7 @@ def test_batch_and_sequence_are_dynamic(tmp_path):
 def test_portable_target_needs_no_library(tmp_path):
     import onnxruntime
 
-    model = make_model("gpt_oss")
+    model = make_named_model("gpt_oss")
     bundle = moe_export.build(model, output=tmp_path / "bundle", target="portable")
     assert bundle.verified
     session = onnxruntime.InferenceSession(tmp_path / "bundle" / "model.onnx")
@@ -54,7 +56,7 @@ def test_portable_target_needs_no_library(tmp_path):
 
 
 def test_half_precision_checkpoint_is_compared_in_both_precisions(tmp_path):
-    model = make_model("mixtral").to(torch.bfloat16)
+    model = make_named_model("mixtral").to(torch.bfloat16)
     before = {name: p.clone() for name, p in model.named_parameters()}
     bundle = moe_export.build(model, output=tmp_path / "bundle")
     parity = bundle.parity()

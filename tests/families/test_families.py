@@ -1,0 +1,81 @@
+"""Every model family through the public API: exported with parity, or refused with its reason."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import moe_export
+from moe_export.errors import UnsupportedModelError
+from tests.families.all_families import FAMILIES
+from tests.families.catalogue import Family, make_model
+from tests.families.sweep import RELATIVE_ERROR, sweep_errors
+from tests.families.with_hook import WITH_HOOK
+
+pytest.importorskip("transformers")
+
+
+def as_parameters(families: list[Family]) -> list[Any]:
+    """One test parameter per family; those outside the default run are marked slow."""
+    return [
+        pytest.param(f, id=f.name, marks=() if f.in_ci else (pytest.mark.slow,)) for f in families
+    ]
+
+
+EXPORTED = as_parameters([f for f in WITH_HOOK if not f.refused])
+REFUSED = as_parameters([f for f in WITH_HOOK if f.refused])
+
+
+@pytest.fixture(scope="module", params=EXPORTED)
+def exported(request, tmp_path_factory):
+    """A family, its model and its bundle."""
+    family = request.param
+    model = make_model(family)
+    folder = tmp_path_factory.mktemp(family.name) / "bundle"
+    return family, model, moe_export.build(model, output=folder)
+
+
+def test_every_layer_is_lowered_and_every_expert_compared(exported):
+    family, _, bundle = exported
+    parity = bundle.parity()
+    assert parity["passed"]
+    assert parity["max_error"] <= RELATIVE_ERROR
+    assert len(parity["layers"]) == family.num_layers
+    assert [layer["disagreeing"] for layer in parity["layers"]] == [0] * family.num_layers
+    assert all(layer["experts_run"] == layer["num_experts"] for layer in parity["layers"])
+
+
+def test_routers_in_words(exported):
+    family, _, bundle = exported
+    found = tuple(dict.fromkeys(layer["routing"] for layer in bundle.manifest.layers))
+    assert found == family.routers
+    fused = [layer["router"] == "TopKGating" for layer in bundle.manifest.layers]
+    assert fused == [not layer["routing"].startswith("no: ") for layer in bundle.manifest.layers]
+
+
+def test_logits_equal_eager_at_other_shapes_and_masks(exported):
+    _, model, bundle = exported
+    errors = sweep_errors(model, bundle)
+    assert not {case: error for case, error in errors.items() if not error <= RELATIVE_ERROR}
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_refuses_with_the_reason_and_leaves_nothing_behind(family, tmp_path):
+    with pytest.raises(UnsupportedModelError) as refusal:
+        moe_export.build(make_model(family), output=tmp_path / "bundle")
+    assert family.refused in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_record_and_readme_list_what_is_tested_here():
+    text = resources.files("moe_export").joinpath("families.json").read_text()
+    rows = json.loads(text)["families"]
+    assert [row["family"] for row in rows] == [family.name for family in FAMILIES]
+    status = {row["family"]: row["status"] for row in rows}
+    assert status == {f.name: "refused" if f.refused else "exported" for f in FAMILIES}
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    assert [row["family"] for row in rows if f"| {row['family']} |" not in readme] == []

@@ -11,7 +11,8 @@ from torch import nn
 
 from moe_export.errors import UnsupportedModelError, UsageError
 from moe_export.sources.hub import fetch_model
-from moe_export.sources.quantized import QuantizedWeights, read_quantized
+from moe_export.sources.load_report import check_shapes, conversions_reported
+from moe_export.sources.quantized import QuantizedWeights, read_quantized, refuse_gguf
 
 
 @dataclass(frozen=True)
@@ -46,26 +47,28 @@ class CheckpointFolder:
             The model, and what transformers says of missing and unexpected weights.
 
         Raises:
+            UsageError: tensors do not have the shapes that the config gives them; names them.
             UnsupportedModelError: a quantized checkpoint with modeling code of its own.
         """
+        with conversions_reported(self.path):
+            model, info = self._load(loader, trust=trust)
+        check_shapes(self.path, info)
+        return model, info
+
+    def _load(self, loader: Any, *, trust: bool) -> Any:  # noqa: ANN401 - a model and a dictionary
+        # Shapes that do not fit are reported rather than raised: the error would not name them.
+        shared = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         options: dict[str, Any] = {"trust_remote_code": trust, "local_files_only": True}
         if self.quantized is None:
-            loaded: tuple[nn.Module, dict[str, Any]] = loader.from_pretrained(
-                str(self.path), dtype="auto", output_loading_info=True, **options
-            )
-            return loaded
+            return loader.from_pretrained(str(self.path), dtype="auto", **shared, **options)
         config = self._plain_config(options)
         if not issubclass(loader, nn.Module):  # from_pretrained of one that chooses needs a path
             with torch.device("meta"):
                 loader = type(loader.from_config(config))
-        loaded = loader.from_pretrained(
-            None,
-            config=config,
-            state_dict=dict(self.quantized.tensors),
-            dtype=torch.float32,
-            output_loading_info=True,
+        tensors = dict(self.quantized.tensors)
+        return loader.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=torch.float32, **shared
         )
-        return loaded
 
     def _plain_config(self, options: dict[str, Any]) -> Any:  # noqa: ANN401
         """The config of the same model without quantization."""
@@ -94,7 +97,8 @@ def open_checkpoint_folder(source: str, *, trust: bool) -> CheckpointFolder:
     path = Path(source)
     if not path.is_dir():
         path = fetch_model(source, trust=trust)
-    elif not (path / "config.json").is_file():
+    refuse_gguf(path, source)
+    if not (path / "config.json").is_file():
         raise UsageError(_not_a_model(path))
     return CheckpointFolder(path, read_quantized(path))
 

@@ -60,8 +60,6 @@ def check_method(folder: Path, source: str) -> str | None:
         UsageError: ``config.json`` is no readable JSON.
         UnsupportedModelError: the method is not read; says what to do.
     """
-    if any(folder.glob("*.gguf")) and find_weights(folder) is None:
-        raise UnsupportedModelError(gguf_refusal(source))
     settings = quantization_settings(_read_config(folder), folder)
     if settings is None:
         return None
@@ -79,13 +77,18 @@ def check_method(folder: Path, source: str) -> str | None:
     return method
 
 
-def gguf_refusal(source: str) -> str:
-    """Why a GGUF file is not read, and what to do."""
-    return (
-        f"{source} is quantized for llama.cpp (GGUF), which is not read: export the checkpoint "
-        "that it was converted from, or load it with transformers' "
-        "from_pretrained(FOLDER, gguf_file=NAME) and export what save_pretrained() writes"
-    )
+def refuse_gguf(path: Path, source: str) -> None:
+    """Refuse a GGUF file, or a folder that has no other weights.
+
+    Raises:
+        UnsupportedModelError: says what to do.
+    """
+    if path.suffix == ".gguf" or (any(path.glob("*.gguf")) and find_weights(path) is None):
+        raise UnsupportedModelError(
+            f"{source} is quantized for llama.cpp (GGUF), which is not read: export the checkpoint "
+            "that it was converted from, or load it with transformers' "
+            "from_pretrained(FOLDER, gguf_file=NAME) and export what save_pretrained() writes"
+        )
 
 
 def read_quantized(folder: Path) -> QuantizedWeights | None:

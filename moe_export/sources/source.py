@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from moe_export.errors import UnsupportedModelError, UsageError
+from moe_export.errors import UsageError
 from moe_export.plan import BuildPlan
 from moe_export.sources.callables import call_named, is_callable_name
 from moe_export.sources.checkpoint import is_checkpoint_file
@@ -30,7 +30,7 @@ from moe_export.sources.inputs import (
 from moe_export.sources.model import LoadedModel, to_float32
 from moe_export.sources.module_file import load_module_file
 from moe_export.sources.past import with_past
-from moe_export.sources.quantized import gguf_refusal
+from moe_export.sources.quantized import refuse_gguf
 from moe_export.sources.weights import load_weights, open_weights
 
 _MODULE_SUFFIXES = (".pt", ".pth", ".bin")
@@ -72,8 +72,7 @@ def _load_file(path: Path, plan: BuildPlan, source: str) -> LoadedModel:
             f"{source} holds weights alone: pass --factory MODULE:CALLABLE, a function that builds "
             "the model they belong to, or the Hugging Face folder they are in"
         )
-    if path.suffix == ".gguf":
-        raise UnsupportedModelError(gguf_refusal(source))
+    refuse_gguf(path, source)
     raise UsageError(
         f"{source}: expected a file that ends in {', '.join(_MODULE_SUFFIXES)} or .safetensors"
     )

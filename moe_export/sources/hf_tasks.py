@@ -131,7 +131,10 @@ def example_of(model: nn.Module, seed: int) -> Example:
     config: Any = model.config
     constants = {"use_cache": False} if {"use_cache", "past_key_values"} & set(parameters) else {}
     if "decoder_input_ids" in parameters:
-        inputs, ranges = _ids(config.get_text_config(encoder=True), "", EXAMPLE_LENGTH, generator)
+        encoder = config.get_text_config(encoder=True)
+        if not hasattr(encoder, "vocab_size"):  # one configuration of the texts for both
+            encoder = config.get_text_config()
+        inputs, ranges = _ids(encoder, "", EXAMPLE_LENGTH, generator)
         decoder = config.get_text_config(decoder=True)
         more, more_ranges = _ids(decoder, "decoder_", EXAMPLE_DECODER_LENGTH, generator)
         inputs, ranges = inputs | more, ranges | more_ranges

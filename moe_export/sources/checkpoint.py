@@ -40,8 +40,8 @@ class StoredTensor:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The type that ``read`` gives."""
-        dtype: torch.dtype = self.file.get_slice(self.name)[:0].dtype
-        return dtype
+        part: Tensor = self.file.get_slice(self.name)[:0] if self.shape else self.read()
+        return part.dtype
 
     def read(self) -> Tensor:
         """The values, mapped from the file.

@@ -60,7 +60,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     count, folder = math.prod(shape), _folder.get()
     size = count * dtype.itemsize
     if folder is None or size < _LARGE:
-        return torch.empty(*shape, dtype=dtype)
+        return torch.empty(tuple(shape), dtype=dtype)
     try:
         with tempfile.NamedTemporaryFile(prefix=".moe-export.", dir=folder) as file:
             # Room is taken now: a disk that is full later would end the process.

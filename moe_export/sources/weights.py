@@ -86,7 +86,8 @@ def load_weights(model: nn.Module, weights: Weights, factory: str) -> tuple[str,
         Remarks: prefixes that were taken off, tensors that were rounded.
 
     Raises:
-        UsageError: lists the tensors that are missing, unexpected or of another shape.
+        UsageError: lists the tensors that are missing, unexpected or of another shape, or that
+            differ although the model has them as one.
     """
     own = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     prefix = _find_prefix(own, weights.tensors)
@@ -96,7 +97,7 @@ def load_weights(model: nn.Module, weights: Weights, factory: str) -> tuple[str,
         if not name.endswith(_EXTRA_STATE)
     }
     _check_fit(own, given, model, weights.source, factory)
-    rounded = _place(model, own, given)
+    rounded = _place(model, own, given, weights.source)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
             raise UsageError(
@@ -175,25 +176,41 @@ def _dtype(tensor: Tensor | StoredTensor) -> torch.dtype:
 
 
 def _place(
-    model: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor | StoredTensor]
+    model: nn.Module,
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor | StoredTensor],
+    source: str,
 ) -> list[str]:
-    """Copy the values; return the names of those that the model's type rounds."""
-    rounded, replaced = [], {}
+    """Put the values in place; return the names of those that the model's type rounds."""
+    rounded: list[str] = []
+    placed: dict[int, tuple[str, Tensor]] = {}  # a weight that is tied has several names
     for name, stored in given.items():
-        if torch.promote_types(_dtype(stored), own[name].dtype) != own[name].dtype:
-            rounded.append(name)
+        tensor = own[name]
         value = stored if isinstance(stored, Tensor) else stored.read()
-        with torch.no_grad():
-            if own[name].is_meta:
-                replaced[id(own[name])] = file_backed.copy(value, own[name].dtype)
-            else:
-                own[name].copy_(value)
-    for path, module in model.named_modules():
-        for leaf, tensor in [*module.named_parameters(path, recurse=False)]:
-            if id(tensor) in replaced:
-                new = nn.Parameter(replaced[id(tensor)], requires_grad=False)
-                setattr(module, leaf.rpartition(".")[2], new)
-        for leaf, tensor in [*module.named_buffers(path, recurse=False)]:
-            if id(tensor) in replaced:
-                setattr(module, leaf.rpartition(".")[2], replaced[id(tensor)])
+        if id(tensor) in placed:
+            first, before = placed[id(tensor)]
+            if not torch.equal(before, value.to(before.dtype)):
+                raise UsageError(f"{source}: {first} and {name} differ; the model has them as one")
+            continue
+        if torch.promote_types(value.dtype, tensor.dtype) != tensor.dtype:
+            rounded.append(name)
+        placed[id(tensor)] = name, _filled(tensor, value)
+    for module in model.modules():
+        tensors: list[tuple[str, Tensor]] = [
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
+        ]
+        for leaf, tensor in tensors:
+            if tensor.is_meta and id(tensor) in placed:
+                setattr(module, leaf, placed[id(tensor)][1])
     return rounded
+
+
+def _filled(tensor: Tensor, value: Tensor) -> Tensor:
+    """``tensor`` with the values, or what replaces it where it is on the meta device."""
+    with torch.no_grad():
+        if not tensor.is_meta:
+            return tensor.copy_(value)
+        new = file_backed.copy(value, tensor.dtype)
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(new, requires_grad=False) if is_parameter else new

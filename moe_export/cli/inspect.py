@@ -10,37 +10,54 @@ import click
 from moe_export.cli.console import StageProgress, stdout
 from moe_export.cli.options import Output, common_options
 from moe_export.cli.report import draw_layers, draw_parity, draw_signature, draw_verdict
-from moe_export.errors import EnvironmentLacksError
+from moe_export.cli.show_load import show_load
+from moe_export.errors import EnvironmentLacksError, UsageError
 from moe_export.package.manifest import MANIFEST_NAME, check_files, read_manifest
 from moe_export.plan import BuildPlan, InputSpec
 
 
-@click.command(epilog="Example: moe-export inspect bundle")
+@click.command(epilog="Example: moe-export inspect bundle --inputs x.npz")
 @click.argument("source")
 @click.option("--input", "inputs", multiple=True, metavar="NAME=2,16,64[:DTYPE]",
               help="Example input to draw at random; repeat for each.")  # fmt: skip
 @click.option("--inputs", "inputs_file", type=click.Path(path_type=Path),
-              help="Example inputs from an .npz file.")  # fmt: skip
-@click.option("--trust", is_flag=True, help="Unpickle a whole module: it may run any code.")
+              help="Arrays by input name, .npz. A bundle is run on them and shows the load of its "
+                   "experts; a model takes them as its example.")  # fmt: skip
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png",
+              help="Plot a bundle's expert load on --inputs; needs matplotlib.")  # fmt: skip
+@click.option("--trust", is_flag=True,
+              help="Unpickle a whole module, which may run any code; or use the op library inside "
+                   "the bundle.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Seeds every random draw.")
 @common_options
 def inspect(
     source: str,
     inputs: tuple[str, ...],
     inputs_file: Path | None,
+    plot: Path | None,
     trust: bool,
     seed: int,
     output: Output,
 ) -> None:
-    """Show the MoE layers of a model, or what a bundle holds.
+    """Show the MoE layers of a model, what a bundle holds, or how it loads its experts.
 
     SOURCE is a bundle, or anything that build takes. A model is run in eager on example inputs and
     its MoE layers are recognized and proved; nothing is written. What their routers are
-    is found in the exported graph: a bundle shows it.
+    is found in the exported graph: a bundle shows it. With --inputs a bundle is run, and shows
+    for each layer how many of the tokens' choices went to which expert; -v adds a row per expert.
     """
     if (Path(source) / MANIFEST_NAME).is_file():
-        _show_bundle(Path(source), output)
+        if inputs:
+            raise UsageError("--input draws an example for a model; a bundle takes --inputs FILE")
+        if inputs_file is not None:
+            show_load(Path(source), inputs_file, plot, trust=trust, output=output)
+        elif plot is not None:
+            raise UsageError("--plot shows the experts' load on inputs: add --inputs FILE.npz")
+        else:
+            _show_bundle(Path(source), output)
         return
+    if plot is not None:
+        raise UsageError(f"--plot needs a bundle; {source} is none: build it first")
     try:
         from moe_export.recognize.stage import recognize
         from moe_export.sources.source import load_source

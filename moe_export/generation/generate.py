@@ -92,7 +92,8 @@ def start_stream(
         top_p=options.top_p,
         repetition_penalty=options.repetition_penalty,
     )
-    stop = StopRule(options.max_new_tokens, _eos_ids(options, spec), fill_id(spec))
+    ends = _eos_ids(options, spec)
+    stop = StopRule(options.max_new_tokens, ends, fill_id(spec, ends))
     batch, length = prompts.ids.shape
     if spec.max_positions is not None and length + stop.max_new_tokens > spec.max_positions:
         warnings.warn(

@@ -47,7 +47,7 @@ def make_prompts(
     rows = _rows(input_ids)
     width = max(map(len, rows))
     if attention_mask is None:
-        fill = fill_id(spec)
+        fill = fill_id(spec, spec.eos_token_ids)
         ids = np.array([[fill] * (width - len(row)) + row for row in rows], np.int64)
         mask = np.array([[0] * (width - len(row)) + [1] * len(row) for row in rows], np.int64)
     else:
@@ -70,16 +70,18 @@ def make_prompts(
     return Prompts(np.where(outside, 0, ids), mask)
 
 
-def fill_id(spec: GenerationSpec) -> int:
+def fill_id(spec: GenerationSpec, eos_token_ids: Sequence[int]) -> int:
     """The id that stands for no token: the padding's, else the end's, else 0."""
-    known = (t for t in (spec.pad_token_id, *spec.eos_token_ids) if t is not None)
+    known = (t for t in (spec.pad_token_id, *eos_token_ids) if t is not None)
     return next((token for token in known if token < spec.vocabulary_size), 0)
 
 
 def _rows(input_ids: InputIds) -> list[list[int]]:
     """Rows as lists of whole numbers."""
     try:
-        nested: list[Any] = input_ids.tolist() if isinstance(input_ids, np.ndarray) else list(input_ids)
+        nested: list[Any] = (
+            input_ids.tolist() if isinstance(input_ids, np.ndarray) else list(input_ids)
+        )
         if nested and not hasattr(nested[0], "__len__"):
             nested = [nested]
         rows = [[_whole(token) for token in row] for row in nested]

@@ -3,7 +3,8 @@
 Rules:
 
 1. Ids reach the experts unchanged from where they are chosen, so that column e is expert e. An
-   operator that computes with ids, or looks them up in a table, breaks the rule.
+   operator that computes with ids, looks them up in a table, or picks among the scores of all
+   experts breaks the rule.
 2. The scores are those of ``TopKGating``, by its score function; or the one Softmax, else the one
    Sigmoid, above ids and weights whose last axis has a column per expert and whose input depends on
    no choice, as a masked softmax does. The search ends at products: what is above them is not the
@@ -37,6 +38,7 @@ _KEEPS_IDS = {
     "Cast", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "Reshape",
     "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
 }  # fmt: skip
+_MOVES = {"Gather", "GatherElements", "GatherND"}
 _CHOOSERS = {"TopK", "ArgMax"}
 _STORED = {"Constant", "ConstantOfShape", "Range"}
 
@@ -101,8 +103,8 @@ def _gating_scores(
 
 def _scores_above(ends: list[ir.Value], num_experts: int) -> ScoreBranch | None:
     nodes = list(_above(ends))
-    if any(node.op_type == "Gather" and _has_columns(node, num_experts) for node in nodes):
-        return None  # columns may come in another order
+    if any(_may_shuffle(node, num_experts) for node in nodes):
+        return None
     for op_type in ("Softmax", "Sigmoid"):
         found = [
             node.outputs[0]
@@ -142,6 +144,14 @@ def _above(ends: list[ir.Value]) -> Iterator[ir.Node]:
             continue
         yield node
         queue += [value for value in node.inputs if value is not None]
+
+
+def _may_shuffle(node: ir.Node, num_experts: int) -> bool:
+    """Whether a node may put the experts' scores in another order."""
+    value = node.outputs[0]
+    if node.op_type not in _MOVES or value.dtype != ir.DataType.FLOAT:
+        return False
+    return value.shape is None or num_experts in value.shape
 
 
 def _has_columns(node: ir.Node, num_experts: int) -> bool:

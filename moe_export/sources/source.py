@@ -30,6 +30,7 @@ from moe_export.sources.inputs import (
 from moe_export.sources.model import LoadedModel, to_float32
 from moe_export.sources.module_file import load_module_file
 from moe_export.sources.past import with_past
+from moe_export.sources.program_file import is_program_file, load_program_file
 from moe_export.sources.quantized import refuse_gguf
 from moe_export.sources.weights import load_weights, open_weights
 
@@ -67,15 +68,17 @@ def load_source(source: str, plan: BuildPlan) -> LoadedModel:
 def _load_file(path: Path, plan: BuildPlan, source: str) -> LoadedModel:
     if path.suffix in _MODULE_SUFFIXES:
         return load_module(load_module_file(path, trust=plan.trust), None, plan, source=source)
+    if is_program_file(path):
+        model, example = load_program_file(path, trust=plan.trust)
+        return load_module(model, example, plan, source=source)
     if is_checkpoint_file(path):
         raise UsageError(
             f"{source} holds weights alone: pass --factory MODULE:CALLABLE, a function that builds "
             "the model they belong to, or the Hugging Face folder they are in"
         )
     refuse_gguf(path, source)
-    raise UsageError(
-        f"{source}: expected a file that ends in {', '.join(_MODULE_SUFFIXES)} or .safetensors"
-    )
+    suffixes = ", ".join((*_MODULE_SUFFIXES, ".pt2"))
+    raise UsageError(f"{source}: expected a file that ends in {suffixes} or .safetensors")
 
 
 def load_module(

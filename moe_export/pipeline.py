@@ -117,7 +117,8 @@ def recognize_layers(loaded: LoadedModel, progress: Progress, *, keep_going: boo
     for remark in loaded.remarks:
         progress.remark(remark)
     progress.stage("recognize")
-    recognition = recognize(loaded, progress, keep_going=keep_going)
+    plain = (loaded.plain or loaded) if isinstance(loaded, GenerativeModel) else loaded
+    recognition = recognize(plain, progress, keep_going=keep_going)
     for block in recognition.blocks:
         for remark in block.remarks:
             text = f"{block.path or '<root>'}: {remark}"

@@ -48,9 +48,12 @@ class GenerativeModel(LoadedModel):
     ``logits`` and the caches with the new tokens behind the old ones.
 
     Attributes:
+        plain: The model without its cache: layers are run again and again to recognize them, and
+            each run would leave its tokens in a cache.
         spec: How it generates.
     """
 
+    plain: LoadedModel | None = None
     spec: GenerationSpec = field(default_factory=lambda: GenerationSpec((), 1))
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -147,7 +150,8 @@ def with_past(loaded: LoadedModel, plan: BuildPlan) -> GenerativeModel:
             "--with-past decides which axes vary (batch, new and past tokens): leave out --dynamic "
             "and --static"
         )
-    ids, mask = loaded.inputs[INPUT_IDS], loaded.inputs[ATTENTION_MASK]
+    ids = loaded.inputs[INPUT_IDS]
+    mask = loaded.inputs.get(ATTENTION_MASK, torch.ones_like(ids))
     length, past = ids.shape[1], int(ids.shape[1] * _PAST_SHARE)
     if past < 2 or length - past < 2:
         raise UsageError(
@@ -164,7 +168,7 @@ def with_past(loaded: LoadedModel, plan: BuildPlan) -> GenerativeModel:
     _check_grown(loaded.model, decoder.cache)
     spec = _make_spec(loaded.model, decoder.cache, windows)
     own = {f.name: getattr(loaded, f.name) for f in dataclasses.fields(loaded)}
-    model = GenerativeModel(**{**own, "spec": spec, "constants": {}})
+    model = GenerativeModel(**{**own, "plain": loaded, "spec": spec, "constants": {}})
     empty = {c.past: torch.zeros(len(ids), c.heads, 0, c.width) for c in spec.caches}
     given = model.run({**first, **empty})
     inputs = {n: t if n == ATTENTION_MASK else t[:, past:] for n, t in inputs.items()}
@@ -181,9 +185,8 @@ def _check_kind(loaded: LoadedModel) -> None:
             f"--with-past needs a Hugging Face causal language model; found {name}, whose cache is "
             "not known. Leave it out, or pass the cache as inputs of your own module"
         )
-    if getattr(config, "is_encoder_decoder", False) or not {INPUT_IDS, ATTENTION_MASK} <= set(
-        loaded.inputs
-    ):
+    known = {INPUT_IDS, ATTENTION_MASK}
+    if getattr(config, "is_encoder_decoder", False) or known ^ {*loaded.inputs, ATTENTION_MASK}:
         raise UsageError(
             f"--with-past needs a decoder that takes input_ids and attention_mask; {name} takes "
             f"{', '.join(loaded.inputs)}"

@@ -36,3 +36,13 @@ def test_train_export_and_run(tmp_path):
     ran = run(SAMPLES / "02_run_bundle.py", tmp_path, cwd=tmp_path)
     assert f"accuracy:  {accuracy}, without PyTorch" in ran
     assert "differ from eager: 0" in ran
+
+
+def test_generate_text(tmp_path):
+    """A model with a tokenizer, from the folder to the text, and from the bundle again."""
+    said = "the router sends every token to two experts and adds what both of them say"
+    first = run(SAMPLES / "03_generate.py", cwd=tmp_path)
+    assert "parity passed" in first
+    assert first.endswith(f"{said}\n16 tokens, without PyTorch\n")
+    again = run(SAMPLES / "03_generate.py", "tiny-moe-bundle", "adds what", cwd=tmp_path)
+    assert again == "\nadds what both of them say\n7 tokens, without PyTorch\n"

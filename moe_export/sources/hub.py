@@ -12,7 +12,7 @@ from moe_export.sources.quantized import check_method
 # What says how to read a model, before its weights; *.py is code, which needs trust.
 _DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja")
 _ELSEWHERE = "*/*"  # copies of the weights in other formats
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w.-][\w./-]*)?")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@\w[\w./-]*)?")
 
 
 def is_hub_id(source: str) -> bool:

@@ -66,9 +66,21 @@ class CheckpointFolder:
             with torch.device("meta"):
                 loader = type(loader.from_config(config))
         tensors = dict(self.quantized.tensors)
-        return loader.from_pretrained(
+        model, info = loader.from_pretrained(
             None, config=config, state_dict=tensors, dtype=torch.float32, **shared
         )
+        self._name_origin(model)
+        return model, info
+
+    def _name_origin(self, model: Any) -> None:  # noqa: ANN401
+        """Say where a model comes from that was given as a state dict, and how it generates."""
+        from transformers import GenerationConfig
+
+        model.config.name_or_path = str(self.path)
+        if model.can_generate() and (self.path / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(
+                str(self.path), local_files_only=True
+            )
 
     def _plain_config(self, options: dict[str, Any]) -> Any:  # noqa: ANN401
         """The config of the same model without quantization."""

@@ -90,6 +90,15 @@ def test_quantized_checkpoint_is_exported(tmp_path, write):
     assert {layer["experts"]["weight_type"] for layer in bundle.manifest.layers} == {"fp32"}
 
 
+def test_quantized_model_says_where_it_comes_from_and_how_it_generates(tmp_path):
+    write_mxfp4(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 5, "top_k": 7}')
+    model = load_source(str(tmp_path), PLAN).model
+    assert model.config.name_or_path == str(tmp_path)
+    assert (model.generation_config.eos_token_id, model.generation_config.top_k) == (5, 7)
+    assert not hasattr(model.config, "quantization_config")
+
+
 def test_all_codes_and_scales_of_mxfp4():
     blocks = torch.arange(256, dtype=torch.uint8).reshape(16, 1, 16).expand(16, 255, 16)
     scales = torch.arange(255, dtype=torch.uint8).expand(16, 255)

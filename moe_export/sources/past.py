@@ -185,11 +185,17 @@ def _check_kind(loaded: LoadedModel) -> None:
             f"--with-past needs a Hugging Face causal language model; found {name}, whose cache is "
             "not known. Leave it out, or pass the cache as inputs of your own module"
         )
+    model: Any = loaded.model
     known = {INPUT_IDS, ATTENTION_MASK}
     if getattr(config, "is_encoder_decoder", False) or known ^ {*loaded.inputs, ATTENTION_MASK}:
         raise UsageError(
             f"--with-past needs a decoder that takes input_ids and attention_mask; {name} takes "
-            f"{', '.join(loaded.inputs)}"
+            f"{', '.join(loaded.inputs)}. Build without --with-past"
+        )
+    if not model.can_generate():
+        raise UsageError(
+            f"--with-past needs a causal language model; {name} does not generate. Build without "
+            "--with-past, or load it with its language model's head (architectures in config.json)"
         )
     if "past_key_values" not in inspect.signature(loaded.model.forward).parameters:
         raise UnsupportedModelError(

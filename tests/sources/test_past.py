@@ -78,6 +78,11 @@ def test_a_plain_module_is_refused():
         load(nn.Linear(3, 3), torch.randn(2, 3))
 
 
+def test_a_model_without_a_head_is_refused():
+    with pytest.raises(UsageError, match="MixtralModel does not generate"):
+        load(make_model("mixtral").model)
+
+
 def test_a_layer_with_another_cache_is_refused():
     values = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
     config = transformers.Qwen3NextConfig(**{**SHARED, **values}, num_experts=4, head_dim=16)

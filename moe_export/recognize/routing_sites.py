@@ -55,7 +55,11 @@ def find_routing_sites(
 
 
 def find_quiet_sites(
-    model: nn.Module, record: Recording, handled: Iterable[nn.Module]
+    model: nn.Module,
+    record: Recording,
+    handled: Iterable[nn.Module],
+    *,
+    around_selections: bool = True,
 ) -> list[RoutingSite]:
     """Other running modules that may be MoE layers, inner ones first.
 
@@ -66,13 +70,15 @@ def find_quiet_sites(
         model: The model that ``record`` was made from.
         record: One eager run.
         handled: Modules that are MoE layers already.
+        around_selections: Whether modules without anything like experts count too, because they
+            are near a selection by value. Attention that chooses its keys is such a module.
     """
     skip, chains = set(handled), _chains(model, record)
     inside = {m for s in skip for m in s.modules()}
     paths = {module: path for path, module in model.named_modules()}
     holding = {m for m in paths if m in record.calls and holds_experts(m, skip, chains)}
     found = {m: None for m in paths if m in holding and not holding.intersection(_below(m))}
-    for _, stack in record.selections:
+    for _, stack in record.selections if around_selections else ():
         near = [m for m in reversed(stack) if _count_matrices(m) >= _FEWEST_MATRICES]
         found |= dict.fromkeys(near[:_LEVELS])
     return [

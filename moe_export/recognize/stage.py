@@ -102,7 +102,11 @@ def recognize(loaded: LoadedModel, progress: Progress, *, keep_going: bool = Fal
             attempt(site.path, partial(_recognize_site, site, loaded.model, record))
     passed: list[str] = []
     refused = [loaded.model.get_submodule(refusal.path) for refusal in refusals]
-    for site in find_quiet_sites(loaded.model, record, [*blocks, *refused]):
+    # A model with the hook uses it for every layer; trying its attention would take minutes.
+    hooked = any(block.kind == "experts hook" for block in blocks.values())
+    for site in find_quiet_sites(
+        loaded.model, record, [*blocks, *refused], around_selections=not hooked
+    ):
         if any(_overlap(site.module, module) for module in blocks):
             continue  # a layer inside or around it was found meanwhile
         try:

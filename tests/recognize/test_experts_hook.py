@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -175,8 +177,6 @@ def test_eager_code_that_skips_experts_is_refused():
 
 def test_family_without_the_hook_is_recognized_by_what_it_computes():
     """Llama 4 scales the experts' input and computes all of them."""
-    from pathlib import Path
-
     from moe_export.plan import BuildPlan
     from moe_export.progress import SilentProgress
     from moe_export.recognize.stage import recognize
@@ -205,3 +205,20 @@ def test_family_without_the_hook_is_recognized_by_what_it_computes():
         found = loaded.run(inputs)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_that_chooses_its_keys_is_not_tried_beside_hooked_experts():
+    from moe_export.plan import BuildPlan
+    from moe_export.recognize.recorder import recording
+    from moe_export.recognize.routing_sites import find_quiet_sites
+    from moe_export.sources.source import load_module
+    from tests.families.all_families import make_named_model
+
+    model = make_named_model("deepseek_v32")
+    loaded = load_module(model, None, BuildPlan(output=Path("unused")), source="deepseek_v32")
+    with recording(model) as record:
+        loaded.run(loaded.inputs)
+    experts = [m for m in model.modules() if has_experts_hook(m)]
+    found = find_quiet_sites(model, record, experts)
+    assert any("self_attn" in site.path for site in found)
+    assert find_quiet_sites(model, record, experts, around_selections=False) == []

@@ -11,6 +11,7 @@ from moe_export.lower.stage import LoweredLayer
 from moe_export.progress import Progress
 from moe_export.runners.arrays import Array
 from moe_export.runners.eager import LayerTrace, Trace
+from moe_export.telemetry.record import LayerTelemetry
 from moe_export.tolerances import (
     LAYER_TOLERANCE,
     MAX_TIED_SHARE,
@@ -22,6 +23,7 @@ from moe_export.verify.cases import Case
 from moe_export.verify.compare import compare_routing
 from moe_export.verify.experts_alone import AloneResult
 from moe_export.verify.report import CaseResult, LayerResult, ParityReport
+from moe_export.verify.telemetry import telemetry_failures
 
 
 class Judge:
@@ -29,10 +31,13 @@ class Judge:
 
     Args:
         layers: The model's layers in the order they run.
+        telemetry: Outputs that count what they route.
     """
 
-    def __init__(self, layers: Sequence[LoweredLayer]) -> None:
-        self._layers = layers
+    def __init__(
+        self, layers: Sequence[LoweredLayer], telemetry: Sequence[LayerTelemetry] = ()
+    ) -> None:
+        self._layers, self._telemetry = layers, telemetry
         self._tolerance = output_tolerance(len(layers))
         self._results = {
             la.path: LayerResult(la.path, la.block.experts.num_experts) for la in layers
@@ -57,6 +62,8 @@ class Judge:
                 self._results[path] = result
                 self._note_divergence(path)
             flipped += tied
+        wrong = telemetry_failures(self._telemetry, self._layers, found)
+        self._failures += [failure for failure in wrong if failure not in self._failures]
         return flipped
 
     def _compare_layer(

@@ -44,7 +44,7 @@ def verify(
     runner = _open_probe(packed, library)
     eager = EagerRunner(loaded.run, [layer.block for layer in layers])
     sweep = make_sweep(loaded, _input_shapes(loaded, runner), plan)
-    judge = Judge(layers)
+    judge = Judge(layers, packed.lowered.telemetry)
     if isinstance(loaded, GenerativeModel):
         compare_steps(loaded, layers, runner, judge, plan, progress)
     for shape in progress.track(_shapes(loaded, sweep), "cases"):

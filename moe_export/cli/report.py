@@ -93,8 +93,27 @@ def draw_verdict(console: Console, manifest: Mapping[str, Any]) -> None:
 
 
 def draw_signature(console: Console, manifest: Mapping[str, Any]) -> None:
-    """Inputs and outputs with their types and shapes."""
+    """Inputs and outputs with their types and shapes; a cache's tensors in one line."""
+    generation = manifest.get("generation")
+    caches = generation["caches"] if generation else []
+    cached = {cache[side] for cache in caches for side in ("past", "present")}
     for kind in ("inputs", "outputs"):
         for value in manifest[kind]:
-            shape = escape(str(list(value["shape"])).replace("'", ""))
-            console.print(f"{kind[:-1]:<7} {value['name']}: {value['dtype']} {shape}")
+            if value["name"] not in cached:
+                shape = escape(str(list(value["shape"])).replace("'", ""))
+                console.print(f"{kind[:-1]:<7} {value['name']}: {value['dtype']} {shape}")
+    if generation:
+        console.print(f"cache   {describe_cache(generation)}", soft_wrap=True)
+
+
+def describe_cache(generation: Mapping[str, Any]) -> str:
+    """A cache in words: how many tensors, behind which windows, and what goes with them."""
+    caches = generation["caches"]
+    parts = [f"{len(caches)} tensors, {caches[0]['past']} to {caches[-1]['present']}"]
+    windows = sorted({c["sliding_window"] for c in caches if c["sliding_window"] is not None})
+    if windows:
+        count = sum(c["sliding_window"] is not None for c in caches)
+        sizes = ", ".join(map(str, windows))
+        parts.append(f"{count} of them seen through a window of {sizes} tokens")
+    parts.append(generation["tokenizer"] or "no tokenizer")
+    return "; ".join(parts)

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from moe_export.cli.report import draw_layers
+from moe_export.cli.report import draw_layers, draw_signature
 
 EXPERTS = {
     "num_experts": 8, "hidden_size": 64, "intermediate_size": 128, "activation": "silu",
@@ -43,3 +43,33 @@ def test_bundle_of_an_earlier_version_has_no_words():
     text = drawn({k: v for k, v in FUSED.items() if k != "routing"}, PLAIN)
     assert "TopKGating" in text
     assert "stays" not in text
+
+
+def test_a_cache_is_one_line_of_the_signature():
+    names = [f"{i}.{kind}" for i in range(2) for kind in ("key", "value")]
+    manifest = {
+        "inputs": [
+            {"name": name, "dtype": "tensor(float)", "shape": ["batch", 2, "past_sequence", 16]}
+            for name in ("input_ids", *(f"past_key_values.{n}" for n in names))
+        ],
+        "outputs": [{"name": f"present.{n}", "dtype": "", "shape": []} for n in names],
+        "generation": {
+            "caches": [
+                {
+                    "past": f"past_key_values.{name}",
+                    "present": f"present.{name}",
+                    "sliding_window": 8 if name.startswith("0") else None,
+                }
+                for name in names
+            ],
+            "tokenizer": None,
+        },
+    }
+    console = Console(file=io.StringIO(), width=80)
+    draw_signature(console, manifest)
+    lines = console.file.getvalue().splitlines()
+    assert lines == [
+        "input   input_ids: tensor(float) [batch, 2, past_sequence, 16]",
+        "cache   4 tensors, past_key_values.0.key to present.1.value; 2 of them seen through a "
+        "window of 8 tokens; no tokenizer",
+    ]

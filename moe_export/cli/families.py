@@ -22,7 +22,7 @@ def read_families() -> dict[str, Any]:
 @click.command(epilog="Example: moe-export families --json")
 @common_options
 def families(output: Output) -> None:
-    """List the model families that were exported and compared with eager.
+    """List the model families that were tried: exported with parity, or why they are refused.
 
     Any other transformers family whose experts go through its experts hook takes the same way; it
     is proved when it is built, or refused.
@@ -31,14 +31,20 @@ def families(output: Output) -> None:
 
     def draw() -> None:
         console = stdout()
+        exported = [f for f in recorded["families"] if f["status"] == "exported"]
         rows = [
-            (f["family"], f["architecture"], f["experts"], f["top_k"], f["expert"],
+            (f["family"], f["architecture"], f["expert"], "; ".join(f["routers"]),
              format_error(f["max_error"]))
-            for f in recorded["families"]
+            for f in exported
         ]  # fmt: skip
-        columns = ("family", "architecture", "experts", "top k", "expert", "error")
-        console.print(make_table("", columns, rows))
+        console.print(make_table("", ("family", "architecture", "expert", "router", "error"), rows))
+        for family in recorded["families"]:
+            if family["status"] != "exported":
+                console.print(f"{family['family']}: {family['status']}: {family['reason']}\n")
         versions = ", ".join(f"{name} {version}" for name, version in recorded["versions"].items())
-        console.print(f"small random models of two layers, float32, target cpu; {versions}")
+        console.print(
+            f"{len(exported)} of {len(recorded['families'])} families exported: small random models"
+            f" of two MoE layers, float32, target cpu; {versions}"
+        )
 
     output.emit(recorded, draw)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from moe_export.errors import UsageError
+from moe_export.sources import file_backed
 from moe_export.sources.checkpoint import StoredTensor
 
 FP8_DTYPES = ("F8_E4M3", "F8_E5M2")
@@ -173,7 +174,11 @@ def _mxfp4_tensor(blocks: StoredTensor, scales: StoredTensor | None) -> Dequanti
         powers = _powers_or_values(scales)
         if powers.isnan().any():  # 255 says "not a number"
             raise UsageError(f"{scales.path}: {scales.name} holds 255, which is no scale")
-        return unpack_fp4(blocks.read(), powers).transpose(1, 2).contiguous()
+        values = file_backed.empty((experts, groups * 32, rows), torch.float32)
+        packed = blocks.read()
+        for expert in range(experts):  # one at a time: all together may be larger than the memory
+            values[expert] = unpack_fp4(packed[expert], powers[expert]).T
+        return values
 
     return DequantizedTensor(name, (experts, groups * 32, rows), compute)
 

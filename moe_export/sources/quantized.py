@@ -181,6 +181,6 @@ def _described(folder: Path, tensors: Mapping[str, WeightSource], name: str) -> 
         raise UsageError(f"{folder} says that it is quantized, but no tensor of it is {name}")
     return QuantizedWeights(
         tensors,
-        f"{count} {name} tensors were loaded as the float32 numbers that they stand for: the "
-        "export holds float32 weights, and rounds no activations as a GPU may",
+        f"{count} {name} tensors were loaded as the float32 numbers that they stand for, and the "
+        "export holds float32 weights",
     )

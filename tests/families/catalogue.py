@@ -46,7 +46,7 @@ SMALL: Mapping[str, Any] = {
     # attention that chooses its keys
     "index_topk": 4,
     "index_head_dim": 16,
-    "index_n_heads": 2,
+    "index_n_heads": 16,  # each head's score is zero or more: with few of them, sums are tied
     # linear attention
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
@@ -149,5 +149,8 @@ def redraw(model: nn.Module, seed: int = 0) -> None:
         centre = 1.0 if parameter.dim() <= 1 and "bias" not in name else 0.0
         parameter.copy_(centre + scale * noise)
     for name, buffer in model.named_buffers():
-        if name.endswith("correction_bias"):
+        if "bias" in name and buffer.is_floating_point():
             buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
+        if name.endswith("tid2eid"):  # a table of experts by token id, zeros until it is loaded
+            order = torch.rand(len(buffer), SMALL["n_routed_experts"], generator=generator)
+            buffer.copy_(order.argsort(dim=-1)[:, : buffer.shape[1]])

@@ -177,18 +177,23 @@ class Candidates:
                 yield c
 
     def selected(self, num_experts: int) -> int:
-        """How many of E entries the selections of the first trace take together."""
-        trace, total = self.alignment.traces[0], 0
+        """How many of E entries the selections of the first trace take together.
+
+        Selections from one value, such as its largest entry and the place of that, count once.
+        """
+        trace = self.alignment.traces[0]
+        counts: dict[int, int] = {}
         for op in trace.ops:
             name = op.func.name()
             if name not in _SELECTIONS:
                 continue
             count = int(op.args[1]) if name == "aten::topk" else 1
             axis = (op.args[2:3] if name == "aten::topk" else op.args[1:2]) or (-1,)
-            shape = trace.values[op.args[0].value].tensor.shape
+            source = op.args[0].value
+            shape = trace.values[source].tensor.shape
             if axis[0] is not None and shape[axis[0]] == num_experts:
-                total += count
-        return total
+                counts[source] = max(counts.get(source, 0), count)
+        return sum(counts.values())
 
     def top_counts(self) -> list[int]:
         """What the top-k operators of each trace take, if it is the same for all of a trace."""

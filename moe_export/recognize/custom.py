@@ -19,13 +19,14 @@ from moe_export.recognize.expert_parameters import banks_of_parameters
 from moe_export.recognize.hints import hints_of
 from moe_export.recognize.layer import RebuiltLayer, rebuild_layer
 from moe_export.recognize.layer_call import LayerCall, find_layer_call
-from moe_export.recognize.match import Match, find_capacity_matches, find_matches
+from moe_export.recognize.match import find_capacity_matches, find_matches
 from moe_export.recognize.probes import Probes
 from moe_export.recognize.program import Alignment
 from moe_export.recognize.proof import DisagreementError, check_repeatable, prove_layer
 from moe_export.recognize.recorder import Recording
 from moe_export.recognize.sizes import Point
 from moe_export.recognize.structure import expert_lists, unlike_lists
+from moe_export.recognize.targets import Match
 from moe_export.recognize.trace import Trace, trace_layer
 
 # Explanations of one bank that are tried before it is given up.
@@ -74,9 +75,7 @@ def recognize_custom(path: str, module: nn.Module, record: Recording) -> MoeBloc
     call = find_layer_call(path, module, record)
     check_repeatable(call, call.tensors)
     if random := trace_layer(call, call.tensors).random:
-        raise UnsupportedModelError(
-            f"{call.where}: it draws random numbers ({random[0]}) in eval mode"
-        )
+        raise UnsupportedModelError(f"{call.where}: {_why_not_traced(random[0])}")
     probes = Probes(call)
     attempts = Attempts()
     banks = list(_module_banks(call, path, record, attempts))
@@ -87,10 +86,21 @@ def recognize_custom(path: str, module: nn.Module, record: Recording) -> MoeBloc
             matches = search(candidates, bank)
             block = _explain(call, path, candidates.alignment, bank, matches, probes, attempts)
             if block is not None:
-                return block
+                return _with_runs(block, bank, record)
     raise UnsupportedModelError(
         f"{call.where} is not explained by its experts:{_say(attempts, record, banks)}"
     )
+
+
+def _why_not_traced(operator: str) -> str:
+    """Why a layer that runs an operator with a random part, a dropout for one, is not explained."""
+    if "scaled_dot_product" in operator:
+        return (
+            "it holds experts and computes attention. Experts inside an attention, such as those "
+            "of its projections, are not lowered: expected is a layer whose result is a weighted "
+            "sum of experts of one token's row"
+        )
+    return f"it draws random numbers ({operator}) in eval mode"
 
 
 def _rounds(probes: Probes, attempts: Attempts) -> Iterator[tuple[Sequence[Point], Search]]:
@@ -241,17 +251,28 @@ def _parameter_banks(
     yield from itertools.islice(found, _MAX_BANKS)
 
 
+def _with_runs(block: MoeBlock, bank: ExpertBank, record: Recording) -> MoeBlock:
+    """Say which experts eager ran, where the proof did not reach all."""
+    assert block.proof is not None  # it was just proved
+    if block.proof.experts_reached == block.experts.num_experts:
+        return block
+    return dataclasses.replace(block, remarks=(*block.remarks, *_few_ran(bank, record)))
+
+
+def _few_ran(bank: ExpertBank, record: Recording) -> Iterator[str]:
+    """Which expert modules eager ran on the example inputs, if not all."""
+    ran = [e for e, expert in enumerate(bank.modules) if record.calls.get(expert)]
+    if 0 < len(ran) < bank.num_experts:
+        shown = ", ".join(map(str, ran[:8]))
+        yield (
+            f"eager ran only experts {shown} of {bank.num_experts} in {bank.label} on the example "
+            "inputs"
+        )
+
+
 def _say(attempts: Attempts, record: Recording, banks: Sequence[ExpertBank]) -> str:
     """What was tried, one line each."""
-    reasons = list(attempts.reasons)
-    for bank in banks:
-        ran = [e for e, expert in enumerate(bank.modules) if record.calls.get(expert)]
-        if 0 < len(ran) < bank.num_experts:
-            shown = ", ".join(map(str, ran[:8]))
-            reasons.append(
-                f"eager ran only experts {shown} of {bank.num_experts} in {bank.label} on the "
-                "example inputs"
-            )
+    reasons = [*attempts.reasons, *(r for bank in banks for r in _few_ran(bank, record))]
     if not reasons:
         reasons = ["no list of alike modules, and no parameters stacked by expert, explain it"]
     return "".join(f"\n  - {reason}" for reason in reasons)

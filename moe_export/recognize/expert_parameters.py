@@ -20,6 +20,8 @@ from moe_export.recognize.trace import Trace
 from moe_export.recognize.unfused import UnfusedExperts
 
 _aten = torch.ops.aten
+# Experts, with those that give their row back, for each that computes.
+_MOST_COPIES = 2
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,23 @@ def banks_of_parameters(
         for rows in widths:
             products.rows_of(rows)
             for reading in _readings(families, rows, products):
-                yield from _banks(reading, num_experts, rows, constants)
+                for bank in _banks(reading, num_experts, rows, constants):
+                    yield bank
+                    yield from _with_copies(bank, module, rows)
                 unusual = _unfused_bank(reading, num_experts, rows, functions)
                 if unusual is not None:
                     yield unusual
+
+
+def _with_copies(bank: ExpertBank, module: nn.Module, width: int) -> Iterator[ExpertBank]:
+    """The bank with experts behind it that give their row back, if parameters count them too.
+
+    A router's matrix has a row for each of them, and so may a stacked one.
+    """
+    computing = bank.num_experts
+    rows = {p.shape[0] for p in module.parameters() if p.dim() == 3 or p.shape[1:] == (width,)}
+    for total in sorted(n for n in rows if computing < n <= _MOST_COPIES * computing):
+        yield replace(bank, copies=tuple(range(computing, total)))
 
 
 def _banks(

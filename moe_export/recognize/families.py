@@ -64,7 +64,7 @@ def parameter_families(
         widths: Widths of rows in the layer: a flattened matrix must have one of them.
     """
     own = {id(parameter): name for name, parameter in module.named_parameters()}
-    found = list(_stacked(module, num_experts))
+    found = list(_stacked(module, num_experts, widths))
     for name, members in _numbered(module).items():
         if len(members) == num_experts:
             leaves = frozenset(own[id(member)] for member in members)
@@ -74,14 +74,24 @@ def parameter_families(
     return found
 
 
-def _stacked(module: nn.Module, num_experts: int) -> Iterator[ParameterFamily]:
-    """Tensors with an axis of the experts, the first or the second."""
+def _stacked(
+    module: nn.Module, num_experts: int, widths: Sequence[int]
+) -> Iterator[ParameterFamily]:
+    """Tensors with an axis of the experts, the first or the second.
+
+    A row of a layer's width may be an expert of one neuron. A tensor may have room for experts
+    that do without it, at the end.
+    """
     for name, tensor in _floats(module):
         leaf = frozenset([name])
+        if tensor.dim() == 2 and tensor.shape[0] == num_experts and tensor.shape[1] in widths:
+            yield ParameterFamily(name, tensor[:, None], leaf)
         if tensor.dim() >= 2 and tensor.shape[0] == num_experts:
             yield from _family(name, tensor, leaf)
         elif tensor.dim() == 3 and tensor.shape[1] == num_experts:
             yield from _family(name, tensor.transpose(0, 1), leaf)
+        elif tensor.dim() == 3 and tensor.shape[0] > num_experts:
+            yield from _family(name, tensor[:num_experts], leaf)
 
 
 def _joined(

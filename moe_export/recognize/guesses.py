@@ -71,6 +71,21 @@ def dense_weights(candidates: Candidates, routing: Routing, trace: int, num_expe
     return to_dense(ids, weights, num_experts)
 
 
+def bound_choices(routing: Routing, candidates: Candidates, dense: Sequence[Tensor]) -> Routing:
+    """Bound a token's experts by what is selected, if that is what is seen, else by E.
+
+    Args:
+        routing: Of any kind; only dense ones have a bound.
+        candidates: Values of the layer's traces.
+        dense: For each trace, the weights ``[T, E]`` that ``routing`` gives.
+    """
+    if not isinstance(routing, DenseRouting):
+        return routing
+    selected = candidates.selected(dense[0].shape[1])
+    most = max(int((w != 0).sum(1).max()) for w in dense)
+    return replace(routing, top_k=selected if most == selected else 0)
+
+
 def plain_guesses(candidates: Candidates, num_experts: int) -> Iterator[Routing]:
     """Routings that the layer holds as they are, those that say most first.
 

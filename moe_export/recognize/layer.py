@@ -12,7 +12,6 @@ from torch import Tensor
 from moe_export.errors import UnsupportedModelError
 from moe_export.recognize.block import parameter_name
 from moe_export.recognize.layer_call import LayerCall, OutputForm
-from moe_export.recognize.match import Match
 from moe_export.recognize.program import (
     EXPERTS,
     Alignment,
@@ -22,6 +21,7 @@ from moe_export.recognize.program import (
 )
 from moe_export.recognize.routing import SlotRouting
 from moe_export.recognize.sizes import Size
+from moe_export.recognize.targets import Match
 from moe_export.recognize.trace import INPUT, Ref, Trace
 
 _MAX_CUTS = 8

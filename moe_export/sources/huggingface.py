@@ -20,6 +20,7 @@ from moe_export.sources.checkpoint_folder import open_checkpoint_folder
 from moe_export.sources.checkpoint_memory import parameters_in_files
 from moe_export.sources.hf_tasks import example_of, find_task
 from moe_export.sources.model import LoadedModel, to_float32
+from moe_export.sources.quantized import refuse_quantized_model
 
 
 def load_huggingface(source: str, *, trust: bool, seed: int) -> LoadedModel:
@@ -91,7 +92,11 @@ def loaded_pretrained(model: nn.Module, *, source: str, seed: int) -> LoadedMode
     """Describe a transformers model that is already in memory, with example inputs.
 
     The example is empty where the model takes something else than texts or images.
+
+    Raises:
+        UnsupportedModelError: the model is quantized in memory.
     """
+    refuse_quantized_model(model)
     config: Any = model.config
     example = example_of(model, seed)
     source_dtypes = to_float32(model)

@@ -91,6 +91,21 @@ def refuse_gguf(path: Path, source: str) -> None:
         )
 
 
+def refuse_quantized_model(model: Any) -> None:  # noqa: ANN401 - a model of transformers
+    """Refuse a model in memory whose weights are still quantized.
+
+    Raises:
+        UnsupportedModelError: names the method, and says what to do.
+    """
+    if getattr(model, "is_quantized", False):
+        method = getattr(model, "quantization_method", None)
+        raise UnsupportedModelError(
+            f"this {type(model).__name__} is quantized by {getattr(method, 'value', method)} in "
+            "memory: load it without quantization, or let moe-export load its folder (MXFP4 and "
+            "block FP8)"
+        )
+
+
 def read_quantized(folder: Path) -> QuantizedWeights | None:
     """Open a folder's weights if they are quantized; None where they are not.
 

@@ -100,7 +100,8 @@ def quantize_fp8(weight, block, scale_dtype=torch.float32):
         for j in range(columns):
             at = np.s_[i * block[0] : (i + 1) * block[0], j * block[1] : (j + 1) * block[1]]
             scales[i, j] = weight[at].float().abs().max() / 448
-            codes[at] = (weight[at].float() / scales[i, j].float()).to(FP8)
+            scaled = weight[at].float() / scales[i, j].float()
+            codes[at] = scaled.clamp(-448, 448).to(FP8)
     return codes, scales
 
 

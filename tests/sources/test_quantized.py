@@ -56,7 +56,7 @@ def check_exact(model, values):
     assert wrong == []
 
 
-@pytest.mark.parametrize("scale_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale_dtype", [torch.float32, torch.bfloat16, torch.float8_e8m0fnu])
 @pytest.mark.parametrize("shards", [1, 3])
 def test_block_fp8_is_loaded_exactly(tmp_path, shards, scale_dtype):
     tensors, values = write_fp8(tmp_path, shards=shards, scale_dtype=scale_dtype)
@@ -70,6 +70,40 @@ def test_block_fp8_is_loaded_exactly(tmp_path, shards, scale_dtype):
 def test_block_fp8_with_the_published_block_size(tmp_path):
     _, values = write_fp8(tmp_path, block=(128, 128))
     check_exact(load_source(str(tmp_path), PLAN).model, merge_experts(values))
+
+
+def test_bytes_are_scales_in_powers_of_two(tmp_path):
+    tensors, values = write_fp8(tmp_path, scale_dtype=torch.float8_e8m0fnu)
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.float8_e8m0fnu:
+            tensors[name] = tensor.view(torch.uint8)
+    write_tensors(tmp_path, tensors)
+    check_exact(load_source(str(tmp_path), PLAN).model, merge_experts(values))
+
+
+def test_fp8_with_one_scale_per_tensor(tmp_path):
+    whole = (1000, 1000)
+    tensors, values = write_fp8(tmp_path, block=whole, settings={"weight_block_size": None})
+    for name in [name for name in tensors if name.endswith("_scale_inv")]:
+        tensors[name] = tensors[name].reshape(())
+        tensors[name.replace("weight_scale_inv", "activation_scale")] = torch.tensor(0.5)
+    write_tensors(tmp_path, tensors)
+    loaded = load_source(str(tmp_path), PLAN)
+    check_exact(loaded.model, merge_experts(values))
+    assert len(loaded.remarks) == 1
+    tensors[f"{EXPERT}_scale_inv"] = torch.ones(2, 3)
+    write_tensors(tmp_path, tensors)
+    with pytest.raises(UsageError, match=rf"{EXPERT}_scale_inv is \[2, 3\]; expected one scale"):
+        load_source(str(tmp_path), PLAN)
+
+
+def test_model_that_is_quantized_in_memory_is_refused(tmp_path):
+    model = make_gpt_oss()
+    model.is_quantized, model.quantization_method = True, "bitsandbytes"
+    with pytest.raises(
+        UnsupportedModelError, match="GptOssForCausalLM is quantized by bitsandbytes"
+    ):
+        moe_export.build(model, output=tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("shards", [1, 3])

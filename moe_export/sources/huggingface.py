@@ -65,7 +65,7 @@ def load_huggingface(source: str, *, trust: bool, seed: int) -> LoadedModel:
     remarks = [*checkpoint.remarks, *filter(None, [task.remark])]
     if extra := sorted(info["unexpected_keys"]):
         remarks.append(f"{source} has {len(extra)} weights that the model does not use: {extra[0]}")
-    return replace(loaded, remarks=(*loaded.remarks, *remarks))
+    return replace(loaded, remarks=(*loaded.remarks, *remarks), folder=checkpoint.path)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class LoadedModel:
         source_dtypes: Parameters and buffers that came in half precision, by name.
         description: Facts for the manifest.
         remarks: What the user should know about the source.
+        folder: Where it was loaded from, if that is a checkpoint's folder.
     """
 
     model: nn.Module
@@ -41,6 +43,7 @@ class LoadedModel:
     source_dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     description: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    folder: Path | None = None
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Call the model in eager and name its outputs.

@@ -82,12 +82,6 @@ class GenerativeModel(LoadedModel):
         """An empty cache of the kind that ``generate`` makes, and the model on it."""
         return EagerDecoder(self.model, empty_cache(self.model))
 
-    @property
-    def folder(self) -> Path | None:
-        """The folder that the model was loaded from, if it was loaded from one."""
-        name = getattr(self.model.config, "_name_or_path", None)
-        return Path(str(name)) if name and Path(str(name)).is_dir() else None
-
     def axis_names(self) -> dict[str, dict[int, str]]:
         """Names of the axes that vary, by input."""
         ids = {0: "batch", 1: "sequence"}
@@ -166,14 +160,17 @@ def with_past(loaded: LoadedModel, plan: BuildPlan) -> GenerativeModel:
     decoder.step(first)
     windows = [getattr(la, "sliding_window", None) for la in decoder.cache.layers]
     _check_grown(loaded.model, decoder.cache)
-    spec = _make_spec(loaded.model, decoder.cache, windows)
+    folder = loaded.folder or _named_folder(loaded.model)
+    asked = _generation_config(loaded.model, folder)
+    spec = _make_spec(loaded.model, asked, decoder.cache, windows)
     own = {f.name: getattr(loaded, f.name) for f in dataclasses.fields(loaded)}
+    own |= {"folder": folder}
     model = GenerativeModel(**{**own, "plain": loaded, "spec": spec, "constants": {}})
     empty = {c.past: torch.zeros(len(ids), c.heads, 0, c.width) for c in spec.caches}
     given = model.run({**first, **empty})
     inputs = {n: t if n == ATTENTION_MASK else t[:, past:] for n, t in inputs.items()}
     inputs |= {c.past: given[c.present] for c in spec.caches}
-    remarks = (*loaded.remarks, *_remarks(loaded.model))
+    remarks = (*loaded.remarks, *_remarks(asked))
     return dataclasses.replace(model, inputs=inputs, remarks=remarks)
 
 
@@ -228,6 +225,7 @@ def _check_grown(model: nn.Module, cache: Any) -> None:  # noqa: ANN401 - transf
 
 def _make_spec(
     model: Any,  # noqa: ANN401 - a transformers model
+    asked: Any,  # noqa: ANN401 - its GenerationConfig
     cache: Any,  # noqa: ANN401 - transformers' Cache
     windows: list[int | None],
 ) -> GenerationSpec:
@@ -242,7 +240,7 @@ def _make_spec(
         for index, layer in enumerate(cache.layers)
         for kind, tensor in (("key", layer.keys), ("value", layer.values))
     ]
-    text, asked = model.config.get_text_config(), _generation_config(model)
+    text = model.config.get_text_config()
     eos = asked.eos_token_id
     sampling = {f.name: getattr(asked, f.name, None) for f in dataclasses.fields(SamplingDefaults)}
     return GenerationSpec(
@@ -256,14 +254,20 @@ def _make_spec(
     )
 
 
-def _generation_config(model: Any) -> Any:  # noqa: ANN401 - transformers' GenerationConfig
+def _named_folder(model: Any) -> Path | None:  # noqa: ANN401 - a transformers model
+    """The folder that a model in memory was loaded from, if it was loaded from one."""
+    name = getattr(model.config, "_name_or_path", None)
+    return Path(str(name)) if name and Path(str(name)).is_dir() else None
+
+
+def _generation_config(model: Any, folder: Path | None) -> Any:  # noqa: ANN401 - GenerationConfig
     """The checkpoint's own, which a model that was built from a state dict does not have."""
     from transformers import GenerationConfig
 
-    name = getattr(model.config, "_name_or_path", None) or ""
-    if model.generation_config._from_model_config and (Path(name) / _GENERATION_CONFIG).is_file():
-        return GenerationConfig.from_pretrained(name, local_files_only=True)
-    return model.generation_config
+    own = model.generation_config
+    if folder is None or not own._from_model_config or not (folder / _GENERATION_CONFIG).is_file():
+        return own
+    return GenerationConfig.from_pretrained(str(folder), local_files_only=True)
 
 
 def _ids(values: list[Any]) -> list[int]:
@@ -271,9 +275,8 @@ def _ids(values: list[Any]) -> list[int]:
     return [int(value) for value in values if value is not None and value >= 0]
 
 
-def _remarks(model: Any) -> list[str]:  # noqa: ANN401 - a transformers model
+def _remarks(asked: Any) -> list[str]:  # noqa: ANN401 - transformers' GenerationConfig
     """Settings of the generation config that the bundle's ``generate`` leaves out."""
-    asked = _generation_config(model)
     found = {name: getattr(asked, name, None) for name in _NOT_DONE}
     left = [
         f"{name}={value}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from moe_export.errors import UnsupportedModelError, UsageError
 from moe_export.plan import AxisSpec, BuildPlan
+from moe_export.sources.past import with_past
 from moe_export.sources.source import load_module, load_source
 from tests.parity.families import SHARED, make_model
 
@@ -109,3 +111,17 @@ def test_folder_and_its_generation_config_are_found(tmp_path):
     assert loaded.folder == tmp_path / "model"
     assert loaded.spec.eos_token_ids == (7, 9)
     assert load(make_model("mixtral")).folder is None
+
+
+def test_generation_config_is_read_where_the_model_was_built_from_weights(tmp_path):
+    """As quantized checkpoints are: transformers then sees the weights alone."""
+    model = make_model("mixtral")
+    model.generation_config.update(eos_token_id=[7, 9])
+    model.save_pretrained(tmp_path)
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    other = transformers.MixtralForCausalLM.from_pretrained(
+        None, config=config, state_dict=model.state_dict()
+    )
+    plain = load_module(other, None, BuildPlan(output=Path("unused")), source="test")
+    spec = with_past(dataclasses.replace(plain, folder=tmp_path), plan()).spec
+    assert spec.eos_token_ids == (7, 9)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from moe_export.errors import UsageError
 from moe_export.generation.spec import ATTENTION_MASK, INPUT_IDS, POSITION_IDS, GenerationSpec
 from moe_export.runners.arrays import Array
 from moe_export.runners.onnxruntime import OnnxRuntimeRunner
@@ -51,3 +53,29 @@ class Decoder:
     def cache(self) -> dict[str, Array]:
         """Copies of the cache's tensors ``[B, heads, tokens, width]``, by the input's name."""
         return {name: value.numpy() for name, value in self._cache.items()}
+
+
+def run_prompts(
+    runner: OnnxRuntimeRunner, spec: GenerationSpec, inputs: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Run the graph once on whole prompts, with an empty cache.
+
+    Args:
+        runner: The session.
+        spec: What its graph takes and gives.
+        inputs: ``input_ids`` ``[B, S]`` and, where rows are padded, ``attention_mask``.
+
+    Returns:
+        The outputs by name, without the cache.
+
+    Raises:
+        UsageError: shapes or types are others.
+    """
+    ids = np.asarray(inputs[INPUT_IDS])
+    mask = np.asarray(inputs.get(ATTENTION_MASK, np.ones_like(ids)))
+    if ids.ndim != 2 or mask.shape != ids.shape:
+        raise UsageError(
+            f"{INPUT_IDS} must be [batch, tokens] and {ATTENTION_MASK} of the same shape; found "
+            f"{list(ids.shape)} and {list(mask.shape)}"
+        )
+    return Decoder(runner, spec, len(ids)).step(ids, mask)

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from moe_export.errors import BundleError, EnvironmentLacksError, UsageError
+from moe_export.generation.decoder import run_prompts
 from moe_export.generation.generate import GenerateOptions, start_stream
 from moe_export.generation.prompts import InputIds, Prompts, make_prompts
-from moe_export.generation.spec import GenerationSpec
+from moe_export.generation.spec import ATTENTION_MASK, INPUT_IDS, GenerationSpec
 from moe_export.package.manifest import Manifest, check_files, read_manifest
 from moe_export.runners.arrays import Array
 from moe_export.runners.library import LIBRARY_NAME, ort_library_path
@@ -25,6 +26,8 @@ from moe_export.telemetry.record import LayerTelemetry
 
 MODEL_NAME = "model.onnx"
 PARITY_NAME = "parity.json"
+# What a prompt is; the rest that a graph with a cache takes follows from it.
+_PROMPT_INPUTS = {INPUT_IDS, ATTENTION_MASK}
 
 
 class UnverifiedBundleWarning(UserWarning):
@@ -71,7 +74,8 @@ class Bundle:
         A bundle that was built without telemetry gets its outputs in memory, which needs onnx-ir.
 
         Args:
-            inputs: As for ``run``.
+            inputs: As for ``run``; for a bundle with a key/value cache ``input_ids`` will do, with
+                an ``attention_mask`` where rows are padded.
 
         Returns:
             One for each call of a layer, in the order they run.
@@ -81,7 +85,10 @@ class Bundle:
             EnvironmentLacksError: the bundle has no telemetry and onnx-ir is not installed.
         """
         runner, records = self._telemetry
-        outputs = runner.run(inputs)
+        if self.manifest.generation and INPUT_IDS in inputs and {*inputs} <= _PROMPT_INPUTS:
+            outputs = run_prompts(runner, self.manifest.generation, inputs)
+        else:
+            outputs = runner.run(inputs)
         return tuple(ExpertLoad.read(record, outputs) for record in records)
 
     @cached_property

@@ -142,7 +142,7 @@ def test_a_manifest_that_names_other_outputs_is_refused(counting):
 
 @pytest.fixture(scope="module")
 def mixtral(tmp_path_factory):
-    """A tiny Mixtral and its bundle with telemetry for the portable target."""
+    """A tiny Mixtral and its portable bundle with a cache, without telemetry."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
     torch.manual_seed(0)
@@ -152,8 +152,19 @@ def mixtral(tmp_path_factory):
     )  # fmt: skip
     model = MixtralForCausalLM(config).eval()
     output = tmp_path_factory.mktemp("mixtral") / "bundle"
-    moe_export.build(model, output=output, verify=False, telemetry=True, target="portable")
+    moe_export.build(model, output=output, verify=False, with_past=True, target="portable")
     return model, output
+
+
+def test_a_prompt_is_enough_for_a_bundle_with_a_cache(mixtral):
+    ids = np.arange(12).reshape(2, 6)
+    bundle = moe_export.load(mixtral[1], num_threads=1)
+    [load] = bundle.expert_load({"input_ids": ids})
+    [masked] = bundle.expert_load({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    assert load.total == 2 * 6 * 2
+    assert np.array_equal(load.tokens_per_expert, masked.tokens_per_expert)
+    with pytest.raises(UsageError, match=r"found \[2, 6\] and \[2, 5\]"):
+        bundle.expert_load({"input_ids": ids, "attention_mask": np.ones((2, 5), int)})
 
 
 def test_padding_counts_as_the_layer_routes_it(mixtral):
@@ -168,7 +179,9 @@ def test_padding_counts_as_the_layer_routes_it(mixtral):
         block.gate.register_forward_pre_hook(lambda gate, args: seen.append((gate, args[0]))),
     ]
     with torch.no_grad():
-        model(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+        positions = (inputs["attention_mask"].cumsum(1) - 1).clip(0)
+        tensors = {n: torch.from_numpy(a) for n, a in {**inputs, "position_ids": positions}.items()}
+        model(**tensors)
     for hook in hooks:
         hook.remove()
     (gate, hidden), ids = seen

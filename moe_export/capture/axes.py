@@ -105,7 +105,11 @@ class _GuardHandler(logging.Handler):
 
 def _user_line() -> str:
     """The line of the model's code that is being traced."""
-    own = (str(Path(torch.__file__).parent), str(Path(logging.__file__).parent), __file__)
+    own = (
+        str(Path(torch.__file__).parent),
+        str(Path(logging.__file__).parent),
+        str(Path(__file__).parent),
+    )
     frames = traceback.extract_stack()
     user = next((f for f in reversed(frames) if not f.filename.startswith(own)), None)
     return f" at {Path(user.filename).name}:{user.lineno}: {user.line}" if user else ""
@@ -147,7 +151,8 @@ def name_axes(
     """Give the graph's symbolic sizes readable names: batch, sequence, or input and axis.
 
     Axis 0 of the first input is the batch, axis 1 its sequence, and so is the same axis of another
-    input with the same example size. Any other symbol is named after its first input and axis.
+    input with the same example size. A decoder of its own has a ``decoder_sequence``. Any other
+    symbol is named after its first input and axis.
     Every mention of a symbol, also in expressions, is renamed. ``known`` names come first.
     """
     names: dict[str, str] = {}
@@ -161,6 +166,8 @@ def name_axes(
             if known is not None:
                 names[str(size)] = known[str(value.name)].get(axis, role)
                 continue
+            if axis == 1 and str(value.name).startswith("decoder_"):
+                role = "decoder_sequence"
             if sizes.setdefault(role, example) != example:
                 role = f"{value.name}_{axis}"
             names[str(size)] = role

@@ -74,7 +74,9 @@ class Sweep:
             return
         rows = [(s,) for s in _SINGLES] if len(symbols) == 1 else list(_PAIRS)
         for row in rows:
-            sizes = {s: self._within(s, row[min(i, len(row) - 1)]) for i, s in enumerate(symbols)}
+            # A third axis, such as a decoder's length, is not as long as the second by chance.
+            apart = [*row, *(row[-1] + 1 + i for i in range(len(symbols)))]
+            sizes = {s: self._within(s, size) for s, size in zip(symbols, apart, strict=False)}
             label = ", ".join(f"{name} {size}" for name, size in sizes.items())
             yield CaseShape(label, sizes)
             if any(_is_mask(i) for i in self._inputs) and row == (3, 5):

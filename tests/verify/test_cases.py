@@ -21,6 +21,11 @@ def test_one_token_odd_and_many():
     assert {tuple(s.values()) for s in shapes(IDS)} >= {(1, 1), (1, 7), (3, 5), (2, 64)}
 
 
+def test_a_decoder_is_never_as_long_as_its_encoder():
+    decoder = InputShape("decoder_input_ids", ("batch", "decoder_sequence"), IDS.example, 50)
+    assert all(s["decoder_sequence"] != s["sequence"] for s in shapes(IDS, decoder))
+
+
 def test_sizes_stay_in_the_range_asked_for():
     assert [s["batch"] for s in shapes(X, ranges=(AxisSpec("x", 0, 2, 32),))] == [2, 7, 32, 32]
 

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 
 from moe_export.errors import UnsupportedModelError, UsageError
+from moe_export.sources.model import LOW_PRECISION
 from moe_export.sources.program_sizes import read_sizes_where_used
 
 _AS_EAGER = "export the eager module instead (MODULE:CALLABLE, or torch.save(model, ...))"
@@ -36,7 +37,8 @@ def load_program_file(path: Path, *, trust: bool) -> tuple[nn.Module, dict[str, 
 
     Raises:
         UsageError: loading was not allowed, or the file is no such program.
-        UnsupportedModelError: a compiled program, or one that takes something else than tensors.
+        UnsupportedModelError: a compiled program, one in half precision, or one that takes
+            something else than tensors.
     """
     _check_archive(path)
     if not trust:
@@ -54,10 +56,21 @@ def load_program_file(path: Path, *, trust: bool) -> tuple[nn.Module, dict[str, 
             f"{path} is no program that this version of torch reads ({torch.__version__}): "
             f"{type(error).__name__}: {reason}"
         ) from error
+    _refuse_half_precision(path, model)
     call = _read_call(path, program)
     # inspect.signature, and with it torch.export, goes by what is named here.
     model.forward = call.bind(model.forward)
     return model, call.name_example(program)
+
+
+def _refuse_half_precision(path: Path, model: nn.Module) -> None:
+    """A program has its types written into its operators, so that it is not run in float32."""
+    for name, tensor in model.state_dict().items():
+        if tensor.dtype in LOW_PRECISION:
+            raise UnsupportedModelError(
+                f"{path}: {name} is {str(tensor.dtype).removeprefix('torch.')}, and the program's "
+                "operators are made for it: export model.float(), or pass the eager module"
+            )
 
 
 def is_program_file(path: Path) -> bool:

@@ -107,6 +107,15 @@ def test_axis_that_was_fixed_while_exporting_is_checked(tmp_path, model):
         loaded.run({"x": torch.randn(6, 16)})
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_program_in_half_precision_is_refused(tmp_path, dtype):
+    source = save(
+        tmp_path / "m.pt2", nn.Linear(16, 4).to(dtype), (torch.randn(5, 16, dtype=dtype),)
+    )
+    with pytest.raises(UnsupportedModelError, match=r"weight is b?float16, .*export model\.float"):
+        load_source(source, TRUST)
+
+
 def test_program_needs_trust(tmp_path, model):
     source = save(tmp_path / "m.pt2", model, (torch.randn(5, 16),))
     with pytest.raises(UsageError, match=r"loading a \.pt2 may run code .*: pass --trust"):

@@ -74,8 +74,8 @@ class Family:
         config: Name of its configuration class.
         model: Name of the class to build; transformers' choice of a causal model if empty.
         values: Configuration values on top of ``SMALL``; nested for configurations inside.
-        routers: Each MoE layer's router in the product's words, in the model's order; one entry
-            stands for all layers. Empty: not compared.
+        routers: The MoE layers' routers in the product's words, each once, in the model's order;
+            ``own operators`` for one that is not a single node.
         num_layers: MoE layers that must be found.
         refused: Part of the reason why it is refused; empty where it is exported.
         in_ci: Whether the default test run has it; the others are marked slow.

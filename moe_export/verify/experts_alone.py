@@ -58,7 +58,7 @@ def compare_experts_alone(
             "y"
         ]
         if name == "ids out of range":
-            errors[name] = relative_error(found, np.zeros_like(x))
+            errors[name] = relative_error(found, np.zeros_like(found))
             continue
         expected = run_experts(layer.block, x, ids, weights)
         errors[name] = relative_error(found, expected)

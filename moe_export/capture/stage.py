@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,7 +49,8 @@ def capture(
     """Trace the model to ONNX.
 
     Raises:
-        UnsupportedModelError: tracing fails, or an MoE layer did not call its lowered form.
+        UnsupportedModelError: tracing fails, an MoE layer did not call its lowered form, or a model
+            with a cache fixes an axis.
         UsageError: a named axis does not exist.
     """
     names = loaded.axis_names() if isinstance(loaded, GenerativeModel) else None
@@ -66,7 +67,12 @@ def capture(
             "that they cannot be lowered"
         )
     name_axes(model, loaded.inputs, names)
-    _remark_fixed_axes(model, loaded, shapes, guards, progress)
+    for text in _fixed_axes(model, loaded, shapes, guards):
+        if isinstance(loaded, GenerativeModel):
+            raise UnsupportedModelError(
+                f"--with-past: {text}; batch, new and past tokens must vary. Build without it"
+            )
+        progress.remark(text)
     return CapturedModel(model, tuple(blocks))
 
 
@@ -143,14 +149,14 @@ def _where(model: torch.nn.Module, error: BaseException) -> str:
         error = error.__cause__
 
 
-def _remark_fixed_axes(
+def _fixed_axes(
     model: ir.Model,
     loaded: LoadedModel,
     shapes: Mapping[str, Mapping[int, Any]],
     guards: Sequence[str],
-    progress: Progress,
-) -> None:
+) -> Iterator[str]:
+    """What there is to say of axes that were meant to vary and came out with one size."""
     for name, axis in fixed_axes(model, loaded.inputs, shapes):
         size = loaded.inputs[name].shape[axis]
         cause = next((g for g in guards if f", {size})" in g), "its code depends on the size")
-        progress.remark(f"{name} axis {axis} is fixed at {size} by the model: {cause}")
+        yield f"{name} axis {axis} is fixed at {size} by the model: {cause}"

@@ -7,7 +7,8 @@ Runtime; nothing of that is done again here.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -45,11 +46,28 @@ def export_pretrained(
         dynamic_shapes=dict(shapes), opset_version=OPSET, ort_fusions=_FUSIONS[target]
     )
     # The exporter takes output flags out of the inputs it is given.
-    program, _ = exporter.export_program(
-        loaded.model, {**loaded.inputs, **loaded.constants}, config
-    )
+    with _inputs_as_given():
+        program, _ = exporter.export_program(
+            loaded.model, {**loaded.inputs, **loaded.constants}, config
+        )
     model: ir.Model = program
     return model
+
+
+@contextmanager
+def _inputs_as_given() -> Iterator[None]:
+    """Without what the exporter computes from the example beforehand, such as positions.
+
+    These would be inputs of the graph that no caller knows; the model computes them itself.
+    """
+    from transformers.exporters import utils
+
+    precompute = utils.precompute_export_inputs
+    utils.precompute_export_inputs = lambda model, inputs: None
+    try:
+        yield
+    finally:
+        utils.precompute_export_inputs = precompute
 
 
 def export_with_past(

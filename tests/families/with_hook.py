@@ -16,9 +16,23 @@ TEXT_ROPE: dict[str, Any] = {
 }
 
 WITH_HOOK: tuple[Family, ...] = (
-    Family("afmoe", "AfmoeConfig", values={"num_dense_layers": 0, "route_scale": 1.5}),
-    Family("aria", "AriaTextConfig", values={"moe_num_experts": 8, "moe_topk": 3}),
-    Family("axk1", "AXK1Config"),
+    Family(
+        "afmoe",
+        "AfmoeConfig",
+        values={"num_dense_layers": 0, "route_scale": 1.5},
+        routers=("sigmoid + bias top-3, renormalized, x 1.5",),
+    ),
+    Family(
+        "aria",
+        "AriaTextConfig",
+        values={"moe_num_experts": 8, "moe_topk": 3},
+        routers=("top-3, softmax of the chosen",),
+    ),
+    Family(
+        "axk1",
+        "AXK1Config",
+        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized, x 2.5",),
+    ),
     Family("axk2", "AXK2Config"),
     Family("bailing_hybrid", "BailingHybridConfig", values={"layer_types": LINEAR_THEN_FULL}),
     Family(
@@ -46,13 +60,23 @@ WITH_HOOK: tuple[Family, ...] = (
         in_ci=True,
         routers=("softmax top-3, 2 of 4 groups by their best, others 0, x 1.5",),
     ),
-    Family("deepseek_v3", "DeepseekV3Config", in_ci=True),
-    Family("deepseek_v32", "DeepseekV32Config"),
+    Family(
+        "deepseek_v3",
+        "DeepseekV3Config",
+        in_ci=True,
+        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized, x 2.5",),
+    ),
+    Family(
+        "deepseek_v32",
+        "DeepseekV32Config",
+        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized, x 2.5",),
+    ),
     Family(
         "deepseek_v4",
         "DeepseekV4Config",
         values={"mlp_layer_types": ["hash_moe", "moe"]},
         in_ci=True,
+        routers=("own operators",),
     ),
     Family(
         "diffusion_gemma",
@@ -93,7 +117,12 @@ WITH_HOOK: tuple[Family, ...] = (
     ),
     Family("exaone_moe", "ExaoneMoeConfig"),
     Family("flex_olmo", "FlexOlmoConfig"),
-    Family("flint", "FlintConfig", values={"mlp_only_layers": []}),
+    Family(
+        "flint",
+        "FlintConfig",
+        values={"mlp_only_layers": []},
+        routers=("sigmoid top-3, renormalized",),
+    ),
     Family(
         "gemma4",
         "Gemma4TextConfig",
@@ -105,8 +134,13 @@ WITH_HOOK: tuple[Family, ...] = (
             "hidden_size_per_layer_input": 8,
         },
         in_ci=True,
+        routers=("softmax top-3, renormalized",),
     ),
-    Family("glm4_moe", "Glm4MoeConfig"),
+    Family(
+        "glm4_moe",
+        "Glm4MoeConfig",
+        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized",),
+    ),
     Family("glm4_moe_lite", "Glm4MoeLiteConfig"),
     Family(
         "glm4v_moe",
@@ -142,6 +176,7 @@ WITH_HOOK: tuple[Family, ...] = (
             "mamba_chunk_size": 8,
             "shared_intermediate_size": 40,
         },
+        routers=("top-3, softmax of the chosen",),
     ),
     Family(
         "granitemoeshared",
@@ -150,8 +185,12 @@ WITH_HOOK: tuple[Family, ...] = (
         routers=("top-3, softmax of the chosen",),
     ),
     Family("hunyuan_v1_moe", "HunYuanMoEV1Config", routers=("softmax top-1, renormalized",)),
-    Family("hy_v3", "HYV3Config"),
-    Family("hy_v4", "HYV4Config"),
+    Family("hy_v3", "HYV3Config", routers=("sigmoid + bias top-3, renormalized, x 2.826",)),
+    Family(
+        "hy_v4",
+        "HYV4Config",
+        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized, x 2.827",),
+    ),
     Family("inkling", "InklingTextConfig", routers=("own operators",)),
     Family(
         "inkling2",
@@ -171,17 +210,32 @@ WITH_HOOK: tuple[Family, ...] = (
         },
     ),
     Family("kimi_linear", "KimiLinearConfig", values={"layer_types": LINEAR_THEN_FULL}),
-    Family("kolibri1", "Kolibri1Config"),
-    Family("laguna", "LagunaConfig", values={"moe_router_logit_softcapping": 2.0}),
+    Family("kolibri1", "Kolibri1Config", routers=("+ bias top-3, sigmoid of the chosen",)),
+    Family(
+        "laguna",
+        "LagunaConfig",
+        values={"moe_router_logit_softcapping": 2.0},
+        routers=("sigmoid + bias top-3, renormalized",),
+    ),
     Family(
         "lfm2_moe",
         "Lfm2MoeConfig",
         values={"num_dense_layers": 0, "layer_types": ["conv", "full_attention"]},
+        routers=("sigmoid + bias top-3, renormalized (sum + 1e-06)",),
     ),
-    Family("mellum", "MellumConfig"),
-    Family("mimo_v2_flash", "MiMoV2FlashConfig"),
-    Family("minimax", "MiniMaxConfig", values={"layer_types": LINEAR_THEN_FULL}),
-    Family("minimax_m2", "MiniMaxM2Config"),
+    Family("mellum", "MellumConfig", routers=("softmax top-3, renormalized",)),
+    Family(
+        "mimo_v2_flash",
+        "MiMoV2FlashConfig",
+        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized",),
+    ),
+    Family(
+        "minimax",
+        "MiniMaxConfig",
+        values={"layer_types": LINEAR_THEN_FULL},
+        routers=("softmax top-3, renormalized",),
+    ),
+    Family("minimax_m2", "MiniMaxM2Config", routers=("sigmoid + bias top-3, renormalized",)),
     Family(
         "minimax_m3_vl",
         "MiniMaxM3VLTextConfig",
@@ -243,12 +297,14 @@ WITH_HOOK: tuple[Family, ...] = (
             "moe_latent_size": 32,
         },
         in_ci=True,
+        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized",),
     ),
     Family("olmoe", "OlmoeConfig", routers=("softmax top-3",)),
     Family(
         "openai_privacy_filter",
         "OpenAIPrivacyFilterConfig",
         "OpenAIPrivacyFilterForTokenClassification",
+        routers=("top-3, softmax of the chosen, x 0.333333",),
     ),
     Family(
         "phimoe",
@@ -272,19 +328,32 @@ WITH_HOOK: tuple[Family, ...] = (
         "Qwen3OmniMoeThinkerConfig",
         "Qwen3OmniMoeThinkerForConditionalGeneration",
         values={"vision_start_token_id": 2},
+        routers=("softmax top-3, renormalized",),
     ),
-    Family("qwen3_vl_moe", "Qwen3VLMoeConfig", "Qwen3VLMoeForConditionalGeneration", in_ci=True),
+    Family(
+        "qwen3_vl_moe",
+        "Qwen3VLMoeConfig",
+        "Qwen3VLMoeForConditionalGeneration",
+        in_ci=True,
+        routers=("softmax top-3, renormalized",),
+    ),
     Family("qwen4_exp", "Qwen4ExpTextConfig"),
     Family(
         "solar_open",
         "SolarOpenConfig",
         routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized",),
     ),
-    Family("unlimited_ocr", "UnlimitedOcrConfig", "UnlimitedOcrForConditionalGeneration"),
+    Family(
+        "unlimited_ocr",
+        "UnlimitedOcrConfig",
+        "UnlimitedOcrForConditionalGeneration",
+        routers=("softmax top-3",),
+    ),
     Family(
         "zaya",
         "ZayaConfig",
         values={"num_experts_per_tok": 1, "router_hidden_size": 32},
         in_ci=True,
+        routers=("own operators",),
     ),
 )

@@ -67,6 +67,7 @@ def capture(
             "that they cannot be lowered"
         )
     name_axes(model, loaded.inputs, names)
+    _check_loops(loaded, guards)
     for text in _fixed_axes(model, loaded, shapes, guards):
         if isinstance(loaded, GenerativeModel):
             raise UnsupportedModelError(
@@ -147,6 +148,24 @@ def _where(model: torch.nn.Module, error: BaseException) -> str:
         if error.__cause__ is None or found:
             return found
         error = error.__cause__
+
+
+def _check_loops(loaded: LoadedModel, guards: Sequence[str]) -> None:
+    """Refuse a text model that loops over its tokens: tracing unrolls as many turns as it took.
+
+    The graph would be right for the example's length, or up to a multiple of it, and wrong beyond.
+
+    Raises:
+        UnsupportedModelError: names the loop.
+    """
+    if loaded.kind != "huggingface":
+        return  # a plain module may mean a fixed size; it is remarked upon
+    loop = next((g for g in guards if ": for " in g and " in range(" in g), None)
+    if loop is not None:
+        raise UnsupportedModelError(
+            f"the model loops over its input ({loop.rstrip(':')}): such a loop is unrolled while it is traced, "
+            "so that the graph would be wrong for inputs that need more turns"
+        )
 
 
 def _fixed_axes(

@@ -34,7 +34,7 @@ def record_one(name: str) -> Row:
     """Build one family here and describe its bundle, or why there is none."""
     sys.path.insert(0, str(ROOT))
     import moe_export
-    from moe_export.errors import UnsupportedModelError
+    from moe_export.errors import ParityError, UnsupportedModelError
     from tests.families.all_families import find_family
     from tests.families.catalogue import make_model
     from tests.families.sweep import sweep_errors
@@ -48,6 +48,8 @@ def record_one(name: str) -> Row:
             bundle = moe_export.build(model, inputs, output=Path(folder) / "bundle")
         except UnsupportedModelError as error:
             return {**row, "status": "refused", "reason": str(error).splitlines()[0]}
+        except ParityError:
+            return {**row, "status": "differs", "reason": family.differs or "not looked into yet"}
         manifest = bundle.manifest
         errors = [manifest.parity["max_error"]]
         if family.sweeps:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import moe_export
-from moe_export.errors import UnsupportedModelError
+from moe_export.errors import ParityError, UnsupportedModelError
 from tests.families.all_families import FAMILIES
 from tests.families.catalogue import Family, make_model
 from tests.families.sweep import RELATIVE_ERROR, sweep_errors
@@ -26,7 +26,8 @@ def as_parameters(families: list[Family]) -> list[Any]:
     ]
 
 
-EXPORTED = as_parameters([f for f in WITH_HOOK if not f.refused])
+EXPORTED = as_parameters([f for f in WITH_HOOK if not f.refused and not f.differs])
+DIFFERENT = as_parameters([f for f in WITH_HOOK if f.differs])
 REFUSED = as_parameters([f for f in WITH_HOOK if f.refused])
 
 
@@ -64,6 +65,14 @@ def test_logits_equal_eager_at_other_shapes_and_masks(exported):
     assert not {case: error for case, error in errors.items() if not error <= RELATIVE_ERROR}
 
 
+@pytest.mark.parametrize("family", DIFFERENT)
+def test_says_that_it_differs_from_eager(family, tmp_path):
+    """Not certified: the build fails, and the bundle is marked."""
+    with pytest.raises(ParityError):
+        moe_export.build(make_model(family), output=tmp_path / "bundle")
+    assert not moe_export.load(tmp_path / "bundle").verified
+
+
 @pytest.mark.parametrize("family", REFUSED)
 def test_refuses_with_the_reason_and_leaves_nothing_behind(family, tmp_path):
     with pytest.raises(UnsupportedModelError) as refusal:
@@ -75,7 +84,9 @@ def test_refuses_with_the_reason_and_leaves_nothing_behind(family, tmp_path):
 def test_record_and_readme_agree_with_the_catalogue():
     text = resources.files("moe_export").joinpath("families.json").read_text()
     rows = json.loads(text)["families"]
-    expected = {f.name: "refused" if f.refused else "exported" for f in FAMILIES}
+    expected = {
+        f.name: "refused" if f.refused else "differs" if f.differs else "exported" for f in FAMILIES
+    }
     assert {row["family"]: row["status"] for row in rows}.items() <= expected.items()
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     assert [row["family"] for row in rows if f"| {row['family']} |" not in readme] == []

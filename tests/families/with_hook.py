@@ -84,7 +84,12 @@ WITH_HOOK: tuple[Family, ...] = (
         "DiffusionGemmaForBlockDiffusion",
         values={"text_config": {"top_k_experts": 3, "layer_types": SLIDING_THEN_FULL}},
     ),
-    Family("dots1", "Dots1Config", values={"num_key_value_heads": 4}),
+    Family(
+        "dots1",
+        "Dots1Config",
+        values={"num_key_value_heads": 4},
+        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best",),
+    ),
     Family(
         "dots3_note",
         "Dots3NoteTextConfig",
@@ -115,8 +120,12 @@ WITH_HOOK: tuple[Family, ...] = (
         },
         routers=("softmax + bias top-3, renormalized (sum at least 1e-12)",),
     ),
-    Family("exaone_moe", "ExaoneMoeConfig"),
-    Family("flex_olmo", "FlexOlmoConfig"),
+    Family(
+        "exaone_moe",
+        "ExaoneMoeConfig",
+        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized, x 2.5",),
+    ),
+    Family("flex_olmo", "FlexOlmoConfig", routers=("softmax top-3",)),
     Family(
         "flint",
         "FlintConfig",
@@ -141,7 +150,11 @@ WITH_HOOK: tuple[Family, ...] = (
         "Glm4MoeConfig",
         routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized",),
     ),
-    Family("glm4_moe_lite", "Glm4MoeLiteConfig"),
+    Family(
+        "glm4_moe_lite",
+        "Glm4MoeLiteConfig",
+        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized, x 1.8",),
+    ),
     Family(
         "glm4v_moe",
         "Glm4vMoeConfig",
@@ -208,6 +221,7 @@ WITH_HOOK: tuple[Family, ...] = (
             "attn_layer_offset": 1,
             "use_mamba_kernels": False,
         },
+        refused="the model loops over its input",
     ),
     Family("kimi_linear", "KimiLinearConfig", values={"layer_types": LINEAR_THEN_FULL}),
     Family("kolibri1", "Kolibri1Config", routers=("+ bias top-3, sigmoid of the chosen",)),
@@ -233,6 +247,7 @@ WITH_HOOK: tuple[Family, ...] = (
         "minimax",
         "MiniMaxConfig",
         values={"layer_types": LINEAR_THEN_FULL},
+        refused="the model loops over its input",
         routers=("softmax top-3, renormalized",),
     ),
     Family("minimax_m2", "MiniMaxM2Config", routers=("sigmoid + bias top-3, renormalized",)),
@@ -279,6 +294,7 @@ WITH_HOOK: tuple[Family, ...] = (
             },
             "out_hidden_size": 64,
         },
+        differs="padded tokens attend to nothing, are zeros, and its norm divides by their size",
         in_ci=True,
     ),
     Family(

@@ -33,7 +33,10 @@ class SourceLayout:
 
     def transpose_to_row_major(self, name: str, tensor: _Tensor) -> _Tensor:
         """View an input called ``name`` as ``[E, N, K]``; rows that alternate stay as they are."""
-        return tensor.swapaxes(-1, -2) if self.transposed and _is_weight(name) else tensor
+        if not (self.transposed and _is_weight(name)):
+            return tensor
+        swapped: _Tensor = tensor.swapaxes(-1, -2)
+        return swapped
 
     def to_row_major(self, name: str, tensor: _Tensor) -> _Tensor:
         """View or copy a NumPy array or torch tensor, an input called ``name``, row-major."""

@@ -163,8 +163,8 @@ def _check_loops(loaded: LoadedModel, guards: Sequence[str]) -> None:
     loop = next((g for g in guards if ": for " in g and " in range(" in g), None)
     if loop is not None:
         raise UnsupportedModelError(
-            f"the model loops over its input ({loop.rstrip(':')}): such a loop is unrolled while it "
-            "is traced, so that the graph would be wrong for inputs that need more turns"
+            f"the model loops over its input ({loop.rstrip(':')}): such a loop is unrolled while "
+            "it is traced, so that the graph would be wrong for inputs that need more turns"
         )
 
 

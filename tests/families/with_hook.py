@@ -295,7 +295,6 @@ WITH_HOOK: tuple[Family, ...] = (
             "out_hidden_size": 64,
         },
         differs="padded tokens attend to nothing, are zeros, and its norm divides by their size",
-        in_ci=True,
     ),
     Family(
         "nemotron_h",

@@ -83,6 +83,7 @@ WITH_HOOK: tuple[Family, ...] = (
         "DiffusionGemmaConfig",
         "DiffusionGemmaForBlockDiffusion",
         values={"text_config": {"top_k_experts": 3, "layer_types": SLIDING_THEN_FULL}},
+        refused="cannot be traced in model.decoder",
     ),
     Family(
         "dots1",

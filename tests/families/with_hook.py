@@ -76,7 +76,7 @@ WITH_HOOK: tuple[Family, ...] = (
         "DeepseekV4Config",
         values={"mlp_layer_types": ["hash_moe", "moe"]},
         in_ci=True,
-        routers=("own operators",),
+        routers=("own operators", "sqrt_softplus + bias top-3, renormalized, x 1.5"),
     ),
     Family(
         "diffusion_gemma",

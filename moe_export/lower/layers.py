@@ -117,10 +117,10 @@ def _layer(block: MoeBlock, path: str, nodes: Sequence[ir.Node]) -> LoweredLayer
 
 
 def expert_ends(path: str, nodes: Sequence[ir.Node]) -> tuple[ir.Node, ir.Node]:
-    """The nodes among a layer's that read its ids and its weights; both may be one.
+    """The nodes of one call of a layer that read its ids and its weights; both may be one.
 
     Raises:
-        UnsupportedModelError: there is not exactly one pair of them.
+        UnsupportedModelError: there is none, or one without the other.
     """
     pairs = []
     for begin, end in _FORMS:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -13,26 +9,12 @@ import moe_export
 from tests.optimize.exported import fuse
 from tests.telemetry.routers import CASES
 
-SAMPLES = Path(__file__).resolve().parents[2] / "samples"
-
 
 @pytest.fixture(scope="session")
 def routers():
     """Every router of ``CASES`` in one graph, before and after fusion."""
     torch.manual_seed(0)
     return fuse({name: case.router for name, case in CASES.items()})
-
-
-@pytest.fixture(scope="session")
-def digits():
-    """A small classifier with two MoE layers, and an example input."""
-    sys.path.insert(0, str(SAMPLES))
-    try:
-        module = importlib.import_module("digits_moe")
-    finally:
-        sys.path.remove(str(SAMPLES))
-    torch.manual_seed(0)
-    return module.DigitsClassifier(hidden_size=16, num_experts=4), torch.randn(6, 64)
 
 
 @pytest.fixture(scope="session")

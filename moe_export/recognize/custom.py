@@ -13,12 +13,13 @@ from moe_export.errors import UnsupportedModelError
 from moe_export.ops.spec import GroupedExperts
 from moe_export.recognize.bank import ExpertBank
 from moe_export.recognize.block import MoeBlock
+from moe_export.recognize.call_forms import join_forms
 from moe_export.recognize.candidates import Candidates, choices
 from moe_export.recognize.expert_modules import bank_of_modules
 from moe_export.recognize.expert_parameters import banks_of_parameters
 from moe_export.recognize.hints import hints_of
 from moe_export.recognize.layer import RebuiltLayer, rebuild_layer
-from moe_export.recognize.layer_call import LayerCall, find_layer_call
+from moe_export.recognize.layer_call import LayerCall, find_layer_calls
 from moe_export.recognize.match import find_capacity_matches, find_matches
 from moe_export.recognize.probes import Probes
 from moe_export.recognize.program import Alignment
@@ -72,7 +73,12 @@ def recognize_custom(path: str, module: nn.Module, record: Recording) -> MoeBloc
     Raises:
         UnsupportedModelError: nothing that was tried explains the layer; says what was tried.
     """
-    call = find_layer_call(path, module, record)
+    calls = find_layer_calls(path, module, record)
+    return join_forms(calls, [_recognize_call(path, call, record) for call in calls])
+
+
+def _recognize_call(path: str, call: LayerCall, record: Recording) -> MoeBlock:
+    """The layer as it is in calls of one form."""
     check_repeatable(call, call.tensors)
     if random := trace_layer(call, call.tensors).random:
         raise UnsupportedModelError(f"{call.where}: {_why_not_traced(random[0])}")

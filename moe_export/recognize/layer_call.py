@@ -12,7 +12,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from moe_export.errors import UnsupportedModelError
-from moe_export.recognize.recorder import Recording
+from moe_export.recognize.recorder import ModuleCall, Recording
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,40 @@ class LayerCall:
             return self.module(*args, **kwargs)
 
     def pick(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-        """The tensors of another call of the same form."""
+        """The tensors of another call of the same form.
+
+        Raises:
+            UnsupportedModelError: it has other arguments, or another value where the recorded call
+                has no tensor: what the layer makes of that was not recorded.
+        """
         leaves, spec = pytree.tree_flatten((args, kwargs))
         if spec != self.spec:
             raise UnsupportedModelError(
                 f"{self.where} is called in two ways: {_say(self.spec)} and {_say(spec)}"
             )
+        for number, (leaf, recorded) in enumerate(zip(leaves, self.leaves, strict=True)):
+            if not _is_alike(leaf, recorded):
+                raise UnsupportedModelError(
+                    f"{self.where} is called with {_say_value(leaf)} as its argument {number + 1}, "
+                    f"and with {_say_value(recorded)} on the example inputs: what it does with the "
+                    "first was not recorded. Pass example inputs with which it is called alike"
+                )
         return [leaves[slot] for slot in self.slots]
+
+    def fits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether another call is of this form."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        return spec == self.spec and all(map(_is_alike, leaves, self.leaves))
+
+
+def _is_alike(leaf: object, recorded: object) -> bool:
+    if isinstance(recorded, Tensor) or isinstance(leaf, Tensor):
+        return isinstance(recorded, Tensor) and isinstance(leaf, Tensor)
+    return isinstance(leaf, type(recorded)) and leaf == recorded
+
+
+def _say_value(leaf: object) -> str:
+    return f"a tensor {list(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
 
 
 def _say(spec: pytree.TreeSpec) -> str:
@@ -94,16 +121,28 @@ def _say(spec: pytree.TreeSpec) -> str:
 
 
 def find_layer_call(path: str, module: nn.Module, record: Recording) -> LayerCall:
-    """How the layer is called in ``record``.
+    """How the layer is called first in ``record``; errors as ``find_layer_calls`` has them."""
+    return find_layer_calls(path, module, record)[0]
+
+
+def find_layer_calls(path: str, module: nn.Module, record: Recording) -> list[LayerCall]:
+    """How the layer is called in ``record``, each form once, in order.
 
     Raises:
         UnsupportedModelError: it never runs, or takes no float tensor ``[..., H]``.
     """
     where = f"{path or '<root>'} ({type(module).__name__})"
-    calls = record.calls.get(module, [])
-    if not calls:
+    found: list[LayerCall] = []
+    for call in record.all_calls(module):
+        if not any(other.fits(call.args, dict(call.kwargs)) for other in found):
+            found.append(_layer_call(where, module, call))
+    if not found:
         raise UnsupportedModelError(f"{where} does not run on the example inputs")
-    leaves, spec = pytree.tree_flatten((calls[0].args, dict(calls[0].kwargs)))
+    return found
+
+
+def _layer_call(where: str, module: nn.Module, call: ModuleCall) -> LayerCall:
+    leaves, spec = pytree.tree_flatten((call.args, dict(call.kwargs)))
     slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     floats = [
         n for n, i in enumerate(slots) if leaves[i].is_floating_point() and leaves[i].dim() >= 2
@@ -118,8 +157,8 @@ def find_layer_call(path: str, module: nn.Module, record: Recording) -> LayerCal
         raise UnsupportedModelError(
             f"{where} is called with a {type(opaque[0]).__name__}, which cannot be probed"
         )
-    call = LayerCall(where, module, tuple(leaves), spec, tuple(slots), floats[0])
-    return dataclasses.replace(call, channel=1) if _has_channels_first(call) else call
+    found = LayerCall(where, module, tuple(leaves), spec, tuple(slots), floats[0])
+    return dataclasses.replace(found, channel=1) if _has_channels_first(found) else found
 
 
 def _has_channels_first(call: LayerCall) -> bool:

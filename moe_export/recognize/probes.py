@@ -161,6 +161,9 @@ class Probes:
             rows = torch.randn(*point, self.call.width, generator=generator) * _spread(like)
             return self.call.place(rows, point)
         if like.is_floating_point():
+            if len(values := like.unique()) == 2:  # a mask that is added: its two values only
+                chosen: Tensor = values[torch.randint(2, shape, generator=generator)]
+                return chosen
             return torch.randn(shape, generator=generator) * _spread(like)
         if like.dtype == torch.bool:
             # A mask that the example leaves open must show what it does.

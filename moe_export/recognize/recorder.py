@@ -29,10 +29,17 @@ class Recording:
     Attributes:
         calls: Calls of each module in order.
         selections: For each selection, the modules that were running, outermost first.
+        other: A run on other inputs, in which layers may be called in other ways.
     """
 
     calls: dict[nn.Module, list[ModuleCall]] = field(default_factory=dict)
     selections: list[tuple[str, tuple[nn.Module, ...]]] = field(default_factory=list)
+    other: Recording | None = None
+
+    def all_calls(self, module: nn.Module) -> list[ModuleCall]:
+        """Calls of a module in this run and in the other."""
+        other = self.other.calls if self.other else {}
+        return [*self.calls.get(module, []), *other.get(module, [])]
 
 
 @contextmanager

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
 from moe_export.errors import UnsupportedModelError, UsageError
 from moe_export.progress import Progress
@@ -133,6 +133,10 @@ def _overlap(a: nn.Module, b: nn.Module) -> bool:
 
 
 def _record(loaded: LoadedModel) -> Recording:
+    """Eager runs: as the example is and, where it has masks, padded.
+
+    Models give their layers no mask where it would hide nothing, and the export always does.
+    """
     with recording(loaded.model) as record:
         try:
             loaded.run(loaded.inputs)
@@ -141,7 +145,29 @@ def _record(loaded: LoadedModel) -> Recording:
                 f"the example inputs do not fit: {error}. Give other sizes or types with --input "
                 "NAME=SIZES[:DTYPE]; ids need :int64"
             ) from error
+    if padded := _with_padding(loaded.inputs):
+        with suppress(UnsupportedModelError), recording(loaded.model) as other:
+            loaded.run(padded)
+            record.other = other
     return record
+
+
+def _with_padding(inputs: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """The inputs with the last position of open masks ``[B, S]`` closed; None without one.
+
+    The last position is one that tokens before it never attend to in a causal model.
+    """
+    masks = {
+        name: mask
+        for name, mask in inputs.items()
+        if "mask" in name and mask.dim() == 2 and mask.shape[1] > 1 and bool((mask == 1).all())
+    }
+    if not masks:
+        return None
+    closed = {name: mask.clone() for name, mask in masks.items()}
+    for mask in closed.values():
+        mask[-1, -1] = 0
+    return {**inputs, **closed}
 
 
 def _recognize_described(path: str, module: nn.Module, record: Recording) -> MoeBlock:

@@ -135,14 +135,56 @@ def test_two_forms_of_call_are_refused():
         call.pick((), {"x": rows(9)})
 
 
-def test_two_forms_in_one_model_are_refused():
+def test_another_value_where_no_tensor_was_is_refused():
+    call = layer_call(ManyArguments(), rows(9), None, flag=False)
+    assert call.pick((rows(4), None), {"flag": False})[0].shape == (4, H)
+    with pytest.raises(
+        UnsupportedModelError, match=r"a tensor \[9\] as its argument 2, and .* None"
+    ):
+        call.pick((rows(9), torch.ones(9)), {"flag": False})
+    with pytest.raises(UnsupportedModelError, match=r"True as its argument 3, and with False"):
+        call.pick((rows(9), None), {"flag": True})
+
+
+def test_two_forms_in_one_model_are_each_recognized():
     def twice(moe, x):
-        return moe(x, mask=torch.ones(len(x))) + moe(x)
+        return moe(x, mask=x[:, 0].sigmoid()) + moe(x)
 
     model = Calls(ManyArguments(), twice)
+    (block,) = find_blocks(model, (9, H))
+    assert largest_error([block], model, rows(40)) < 1e-5
+
+
+def test_forms_that_differ_in_what_they_add_are_each_recognized():
+    class Shifted(Routed):
+        def forward(self, x, mask=None):
+            y = super().forward(x)
+            return y + 1 if mask is None else (y + 2) * mask[:, None]
+
+    model = Calls(Shifted(), lambda moe, x: moe(x) + moe(x, x[:, 0].sigmoid()))
     blocks = find_blocks(model, (9, H))
-    with pytest.raises(UnsupportedModelError, match="called in two ways"):
-        largest_error(blocks, model, rows(9))
+    assert largest_error(blocks, model, rows(40)) < 1e-5
+
+
+class MaskedSequences(nn.Module):
+    """Gives its layer a mask only where there is something to hide, as transformers does."""
+
+    def __init__(self):
+        super().__init__()
+        self.moe = ManyArguments()
+
+    def forward(self, x, attention_mask):
+        mask = None if bool(attention_mask.all()) else attention_mask.flatten().float()
+        return self.moe(x.flatten(0, 1), mask=mask).view_as(x)
+
+
+def test_a_mask_that_hides_nothing_in_the_example_is_recorded_all_the_same():
+    model = MaskedSequences()
+    blocks = find_blocks(model, (torch.randn(3, 5, H), torch.ones(3, 5, dtype=torch.int64)))
+    x, mask = torch.randn(4, 7, H), torch.ones(4, 7, dtype=torch.int64)
+    assert largest_error(blocks, model, x, mask) < 1e-5
+    mask[1, 4:] = 0
+    assert largest_error(blocks, model, x, mask) < 1e-5
 
 
 def test_layer_that_does_not_run():

@@ -7,13 +7,16 @@ Runtime; nothing of that is done again here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
+import torch
+from torch import Tensor
 
+from moe_export.capture.loops.translate import loop_translations
 from moe_export.errors import UnsupportedModelError
 from moe_export.generation.spec import CacheTensor
 from moe_export.ops.onnx_ops import translation_table
@@ -40,13 +43,13 @@ def export_pretrained(
     from transformers.exporters import exporter_onnx
 
     # transformers passes this table of its own to torch.onnx.export and has no other way in.
-    exporter_onnx._ONNX_TRANSLATION_TABLE.update(translation_table())
+    exporter_onnx._ONNX_TRANSLATION_TABLE.update(translation_table() | loop_translations())
     exporter = exporter_onnx.OnnxExporter()
     config = exporter_onnx.OnnxConfig(
         dynamic_shapes=dict(shapes), opset_version=OPSET, ort_fusions=_FUSIONS[target]
     )
     # The exporter takes output flags out of the inputs it is given.
-    with _inputs_as_given():
+    with _inputs_as_given(), _hidden_rows_as_eager():
         program, _ = exporter.export_program(
             loaded.model, {**loaded.inputs, **loaded.constants}, config
         )
@@ -68,6 +71,42 @@ def _inputs_as_given() -> Iterator[None]:
         yield
     finally:
         utils.precompute_export_inputs = precompute
+
+
+@contextmanager
+def _hidden_rows_as_eager() -> Iterator[None]:
+    """What attention gives for a row whose mask adds the lowest number to every key.
+
+    The exporter gives zeros, as kernels on GPUs do; eager on a CPU gives the mean of the values.
+    Boolean masks give zeros in both.
+    """
+    from transformers.exporters import utils
+
+    patches = utils._PATCHES["dynamo"]  # installed last, so that this one is asked first
+    patches.append(("torch.nn.functional", "scaled_dot_product_attention", _raise_lowest))
+    try:
+        yield
+    finally:
+        patches.pop()
+
+
+def _raise_lowest(attention: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The attention with half the lowest number in its mask, which no score adds up to either."""
+
+    def attend(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        *args: Any,  # noqa: ANN401 - passed on
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Tensor:
+        if attn_mask is not None and attn_mask.is_floating_point():
+            lowest = torch.finfo(attn_mask.dtype).min
+            attn_mask = torch.where(attn_mask == lowest, lowest / 2, attn_mask)
+        return attention(query, key, value, attn_mask, *args, **kwargs)
+
+    return attend
 
 
 def export_with_past(

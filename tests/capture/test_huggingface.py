@@ -6,24 +6,26 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
+import torch
 
 from moe_export.capture import stage
 from moe_export.capture.axes import dynamic_shapes, name_axes
-from moe_export.capture.huggingface import _name_caches
+from moe_export.capture.huggingface import _hidden_rows_as_eager, _name_caches
 from moe_export.errors import UnsupportedModelError
 from moe_export.plan import BuildPlan
 from moe_export.progress import SilentProgress
 from moe_export.sources.source import load_module
-from tests.parity.families import make_model
+from tests.families.all_families import make_named_model
 
 pytest.importorskip("transformers")
+apply_patches = pytest.importorskip("transformers.exporters.utils").apply_patches
 
 PLAN = BuildPlan(output=Path("unused"), with_past=True)
 
 
 @pytest.fixture(scope="module")
 def loaded():
-    return load_module(make_model("mixtral"), None, PLAN, source="test")
+    return load_module(make_named_model("mixtral"), None, PLAN, source="test")
 
 
 def make_graph(inputs, outputs=()):
@@ -82,3 +84,22 @@ def test_a_fixed_number_of_past_tokens_is_refused(loaded, monkeypatch):
     monkeypatch.setattr(stage, "_export", lambda *_: model)
     with pytest.raises(UnsupportedModelError, match=rf"with-past: {name} axis 2 is fixed at 6"):
         stage.capture(loaded, (), PLAN, SilentProgress())
+
+
+LOWEST = torch.finfo(torch.float32).min
+
+
+@pytest.mark.parametrize("lowest", [LOWEST, -1e30, float("-inf")])
+def test_rows_that_a_mask_hides_entirely_stay_as_eager_has_them(lowest):
+    # The values' mean where numbers are added, zeros where infinity is.
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 2, 5, 16)
+    mask = torch.zeros(2, 1, 5, 5)
+    mask[0, :, 0] = mask[1, :, :, 3] = lowest
+    mask = mask.expand(2, 2, 5, 5)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    expected = attend(query, key, value, mask)
+    with apply_patches("onnx"), _hidden_rows_as_eager(), apply_patches("dynamo"):
+        found = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
+    torch.testing.assert_close(found, expected)
+    assert bool((found[0, :, 0] == 0).all()) == (lowest == float("-inf"))

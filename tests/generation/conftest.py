@@ -7,24 +7,21 @@ import pytest
 import torch
 
 import moe_export
-from tests.parity.families import make_model
+from tests.families.all_families import make_named_model
 
 pytest.importorskip("transformers")
-
-# Windows are shorter than the prompts, so that both sides leave them behind.
-CHANGES = {"mixtral": {"sliding_window": 8}}
 
 
 class Exported:
     """A family's model and its bundle.
 
     Args:
-        family: A name of ``tests.parity.families``.
+        family: A name of ``tests.families.all_families``.
         folder: Where the bundle goes.
     """
 
     def __init__(self, family, folder):
-        self.model = make_model(family, **CHANGES.get(family, {}))
+        self.model = make_named_model(family, eos_token_id=None)
         self.bundle = moe_export.build(self.model, output=folder / "bundle", with_past=True)
 
     def eager(self, ids, mask, **options):

@@ -17,7 +17,7 @@ from moe_export.sources.source import load_module
 from moe_export.verify import steps
 from moe_export.verify.judge import Judge
 from moe_export.verify.steps import StepCase, compare_steps, make_sweep, step_cases
-from tests.parity.families import make_model
+from tests.families.all_families import make_named_model
 
 PLAN = BuildPlan(output=Path("unused"), with_past=True)
 
@@ -94,7 +94,7 @@ def test_a_window_that_is_too_wide_to_cross_is_remarked(exported, loaded, tmp_pa
 
 
 def test_cases_without_a_window_begin_with_one_token_and_with_many():
-    loaded = load_module(make_model("qwen3_moe"), None, PLAN, source="test")
+    loaded = load_module(make_named_model("qwen3_moe"), None, PLAN, source="test")
     names = [case.name for case in step_cases(loaded)]
     assert names == [
         "batch 1, 12*1 tokens",

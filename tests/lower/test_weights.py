@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import moe_export
-from tests.parity.families import make_model
+from tests.families.all_families import make_named_model
 
 pytest.importorskip("transformers")
 
 
 def test_transposed_interleaved_weights_are_stored_row_major(tmp_path):
-    model = make_model("gpt_oss")
+    model = make_named_model("gpt_oss")
     moe_export.build(model, output=tmp_path / "bundle", verify=False)
     graph = ir.load(tmp_path / "bundle" / "model.onnx").graph
     node = next(n for n in graph if n.op_type == "GroupedExperts")
@@ -29,7 +29,7 @@ def test_transposed_interleaved_weights_are_stored_row_major(tmp_path):
 
 
 def test_plain_weights_are_stored_as_they_are(tmp_path):
-    model = make_model("mixtral")
+    model = make_named_model("mixtral")
     moe_export.build(model, output=tmp_path / "bundle", verify=False)
     graph = ir.load(tmp_path / "bundle" / "model.onnx").graph
     node = next(n for n in graph if n.op_type == "GroupedExperts")

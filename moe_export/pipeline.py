@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_export.capture.stage import capture
-from moe_export.errors import ParityError, UnsupportedModelError
+from moe_export.errors import ParityError, UnsupportedModelError, UsageError
 from moe_export.generation.spec import GenerationSpec
 from moe_export.lower.stage import lower
 from moe_export.optimize.stage import optimize
@@ -74,6 +74,8 @@ def build(
         UsageError: an argument is wrong.
     """
     plan = BuildPlan(output=Path(output), target=target, **options)
+    if plan.factory is not None:
+        raise UsageError("factory builds the model of a file with weights; here a model is given")
     plan.check_output()
     training = model.training
     with weights_in_files(plan.output.parent):

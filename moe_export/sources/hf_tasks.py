@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from moe_export.errors import UnsupportedModelError, UsageError
 
 # Sizes that no other axis of a model has, so that a constant baked from them shows.
-EXAMPLE_BATCH, EXAMPLE_LENGTH, EXAMPLE_DECODER_LENGTH = 2, 11, 7
+EXAMPLE_BATCH, EXAMPLE_LENGTH, EXAMPLE_DECODER_LENGTH = 5, 11, 7
+
+# What a text model of several modalities is called with.
+_TEXT_INPUTS = {"input_ids", "attention_mask", "position_ids"}
 
 # transformers' choices of a class by the configuration's type, the likeliest first.
 _AUTO_CLASSES = {
@@ -49,13 +52,11 @@ class Example:
         inputs: Tensors by argument name; empty where they cannot be known.
         constants: Arguments besides.
         integer_ranges: For ids, how many values are valid.
-        remark: What of the model is called with it; empty for causal language models.
     """
 
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     integer_ranges: Mapping[str, int] = field(default_factory=dict)
-    remark: str = ""
 
 
 def find_task(config: Any, source: str, *, trust: bool) -> Task:  # noqa: ANN401 - a configuration
@@ -141,19 +142,20 @@ def example_of(model: nn.Module, seed: int) -> Example:
     else:
         inputs, ranges = _ids(config.get_text_config(), "", EXAMPLE_LENGTH, generator)
     known = {name: tensor for name, tensor in inputs.items() if name in parameters}
-    return Example(known, constants, ranges, _say(model, known))
+    return Example(known, constants, ranges)
 
 
-def _say(model: Any, inputs: Mapping[str, Tensor]) -> str:  # noqa: ANN401 - its attributes are not annotated
+def what_is_called(model: Any, inputs: Mapping[str, Tensor]) -> tuple[str, ...]:  # noqa: ANN401 - its attributes are not annotated
+    """What part of a transformers model the inputs call; nothing for causal language models."""
     name = type(model).__name__
     if name.endswith("ForCausalLM"):
-        return ""
+        return ()
     modalities = getattr(model, "input_modalities", "text")
     others = [m for m in modalities if m != "text"] if isinstance(modalities, tuple) else []
-    if others:
+    if others and set(inputs) <= _TEXT_INPUTS:
         left_out = " and ".join(others)
-        return f"{name} is exported from texts alone: what it does with {left_out} is left out"
-    return f"{name} is called with {', '.join(inputs)}"
+        return (f"{name} is exported from texts alone: what it does with {left_out} is left out",)
+    return (f"{name} is called with {', '.join(inputs)}",)
 
 
 def check_example(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
@@ -196,4 +198,4 @@ def _image_example(model: Any, generator: torch.Generator) -> Example:  # noqa: 
     height, width = (size, size) if isinstance(size, int) else size
     shape = (EXAMPLE_BATCH, channels, height, width)
     inputs = {"pixel_values": torch.randn(shape, generator=generator)}
-    return Example(inputs, remark=f"{type(model).__name__} is called with pixel_values")
+    return Example(inputs)

@@ -109,5 +109,4 @@ def loaded_pretrained(model: nn.Module, *, source: str, seed: int) -> LoadedMode
         integer_ranges=example.integer_ranges,
         source_dtypes=source_dtypes,
         description={"architecture": type(model).__name__, "model_type": config.model_type},
-        remarks=tuple(filter(None, [example.remark])),
     )

@@ -12,7 +12,7 @@ from moe_export.errors import UsageError
 from moe_export.plan import BuildPlan
 from moe_export.sources.callables import call_named, is_callable_name
 from moe_export.sources.checkpoint import is_checkpoint_file
-from moe_export.sources.hf_tasks import check_example
+from moe_export.sources.hf_tasks import check_example, what_is_called
 from moe_export.sources.hub import is_hub_id
 from moe_export.sources.huggingface import (
     is_pretrained_model,
@@ -121,6 +121,8 @@ def _with_inputs(loaded: LoadedModel, plan: BuildPlan) -> LoadedModel:
     )
     if loaded.kind == "huggingface":
         check_example(loaded.model, loaded.inputs)
+        remarks = what_is_called(loaded.model, loaded.inputs)
+        loaded = replace(loaded, remarks=(*remarks, *loaded.remarks))
     return with_past(loaded, plan) if plan.with_past else loaded
 
 

@@ -8,15 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
+import moe_export
 from moe_export.errors import UnsupportedModelError, UsageError
 from moe_export.plan import BuildPlan
+from moe_export.sources.hf_tasks import EXAMPLE_BATCH
 from moe_export.sources.source import load_module, load_source
 from tests.families.all_families import make_named_model
+from tests.families.without_hook import vitpose_inputs
 
 transformers = pytest.importorskip("transformers")
 
-TEXT = {"input_ids": (2, 11), "attention_mask": (2, 11)}
-DECODER = {"decoder_input_ids": (2, 7), "decoder_attention_mask": (2, 7)}
+TEXT = {"input_ids": (EXAMPLE_BATCH, 11), "attention_mask": (EXAMPLE_BATCH, 11)}
+DECODER = {"decoder_input_ids": (EXAMPLE_BATCH, 7), "decoder_attention_mask": (EXAMPLE_BATCH, 7)}
 SMALL = {
     "vocab_size": 128,
     "hidden_size": 32,
@@ -94,10 +97,10 @@ def test_code_of_the_checkpoint_needs_trust(switch_folder, tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "output"),
     [
-        ("Qwen3MoeForCausalLM", (2, 11, 128)),
-        ("Qwen3MoeModel", (2, 11, 32)),
-        ("Qwen3MoeForSequenceClassification", (2, 2)),
-        ("Qwen3MoeForTokenClassification", (2, 11, 2)),
+        ("Qwen3MoeForCausalLM", (EXAMPLE_BATCH, 11, 128)),
+        ("Qwen3MoeModel", (EXAMPLE_BATCH, 11, 32)),
+        ("Qwen3MoeForSequenceClassification", (EXAMPLE_BATCH, 2)),
+        ("Qwen3MoeForTokenClassification", (EXAMPLE_BATCH, 11, 2)),
     ],
 )
 def test_every_head_of_a_family_is_called_with_texts(architecture, output, tmp_path):
@@ -122,14 +125,14 @@ def test_an_encoder_alone_is_called_without_a_cache_argument_it_lacks():
     loaded = load_module(transformers.BertForMaskedLM(config), None, plan, source="bert")
     assert shapes(loaded) == TEXT
     assert loaded.constants == {}
-    assert tuple(loaded.run(loaded.inputs)["logits"].shape) == (2, 11, 128)
+    assert tuple(loaded.run(loaded.inputs)["logits"].shape) == (EXAMPLE_BATCH, 11, 128)
 
 
 def test_images_have_the_size_of_the_configuration():
     plan = BuildPlan(output=Path("bundle"))
     model = make_named_model("vitpose_backbone")
     loaded = load_module(model, None, plan, source="vitpose")
-    assert shapes(loaded) == {"pixel_values": (2, 3, 64, 48)}
+    assert shapes(loaded) == {"pixel_values": (EXAMPLE_BATCH, 3, 64, 48)}
 
 
 def test_a_model_of_sounds_says_what_to_pass():
@@ -147,3 +150,15 @@ def test_a_model_of_sounds_says_what_to_pass():
     given = {"input_values": torch.randn(2, 64, 32)}
     loaded = load_module(transformers.ASTModel(config), given, plan, source="ast")
     assert shapes(loaded) == {"input_values": (2, 64, 32)}
+
+
+def test_remark_names_the_inputs_that_are_given():
+    model = make_named_model("vitpose_backbone")
+    loaded = load_module(model, vitpose_inputs(), BuildPlan(output=Path("bundle")), source="test")
+    assert loaded.remarks == ("VitPoseBackbone is called with pixel_values, dataset_index",)
+
+
+def test_factory_beside_a_model_in_memory_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="factory builds the model of a file with weights"):
+        moe_export.build(make_named_model("mixtral"), output=tmp_path / "b", factory="m:make")
+    assert list(tmp_path.iterdir()) == []

@@ -41,6 +41,12 @@ WITHOUT_HOOK: tuple[Family, ...] = (
         },
         routers=("softmax top-2, renormalized",),
     ),
+    Family(  # single rows of two tables are experts; a router mixes the tokens of a batch
+        "doge",
+        "DogeConfig",
+        values={"is_moe": True, "num_experts": 64, "num_experts_per_tok": 8},
+        routers=("own operators",),
+    ),
     Family(  # experts among the attention's projections too
         "jetmoe",
         "JetMoeConfig",
@@ -67,6 +73,25 @@ WITHOUT_HOOK: tuple[Family, ...] = (
             "zero_expert_num": 4,
             "expert_ffn_hidden_size": 24,
         },
+        routers=("own operators",),
+    ),
+    Family(  # eager runs its experts 0 and 1 alone; its layers get a mask where one hides tokens
+        "nllb_moe",
+        "NllbMoeConfig",
+        "NllbMoeForConditionalGeneration",
+        values={
+            "d_model": 64,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_ffn_dim": 40,
+            "decoder_ffn_dim": 40,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_sparse_step": 2,
+            "decoder_sparse_step": 2,
+            "pad_token_id": 1,
+        },
+        sweeps=False,
         routers=("own operators",),
     ),
     Family(  # activation, then clamp, on the second layer alone

@@ -15,6 +15,10 @@ INNER_TOLERANCE = 4e-6
 # One layer: sums over up to a few thousand products in another order; measured below 3e-6.
 LAYER_TOLERANCE = 1e-5
 
+# A loop over tokens against its recurrence: chunks take differences of logarithms that were summed
+# up, which loses a digit for every tenfold that the sum is; measured below 1e-5.
+LOOP_TOLERANCE = 5e-5
+
 # A fused router's weight against that of the operators it replaces, relative to that weight: an
 # exponential, a sum and a division in another order, each a few units in the last place.
 ROUTER_TOLERANCE = 3e-6

@@ -18,7 +18,10 @@ from moe_export.capture.axes import (
     widen_example,
 )
 from moe_export.capture.complex_numbers import ComplexAsPairs
+from moe_export.capture.exact_constants import exact_constants
 from moe_export.capture.huggingface import export_pretrained, export_with_past
+from moe_export.capture.loops.replace import prove_loops, replaced_loops
+from moe_export.capture.loops.translate import write_scans
 from moe_export.capture.quiet import quiet_exporters
 from moe_export.capture.torch_module import export_module
 from moe_export.errors import MoeExportError, UnsupportedModelError
@@ -56,7 +59,12 @@ def capture(
     names = loaded.axis_names() if isinstance(loaded, GenerativeModel) else None
     shapes = dynamic_shapes(loaded.inputs, plan, names)
     loaded, expected = _with_wide_example(loaded, shapes)
-    with recorded_guards() as guards, bound(blocks) as calls, quiet_exporters():
+    with (
+        recorded_guards() as guards,
+        bound(blocks) as calls,
+        replaced_loops(loaded.model) as loops,
+        quiet_exporters(),
+    ):
         _check_bound_model(expected, loaded.run(loaded.inputs), len(blocks))
         calls.update(dict.fromkeys(calls, 0))
         model = _export(loaded, shapes, plan, list(expected))
@@ -66,8 +74,11 @@ def capture(
             f"{', '.join(missed)}: the model computes these experts without calling the module, so "
             "that they cannot be lowered"
         )
+    write_scans(model)
     name_axes(model, loaded.inputs, names)
     _check_loops(loaded, guards)
+    for text in prove_loops(loops):
+        progress.remark(text)
     for text in _fixed_axes(model, loaded, shapes, guards):
         if isinstance(loaded, GenerativeModel):
             raise UnsupportedModelError(
@@ -112,7 +123,7 @@ def _export(
     outputs: Sequence[str],
 ) -> ir.Model:
     try:
-        with ComplexAsPairs():
+        with ComplexAsPairs(), exact_constants():
             if isinstance(loaded, GenerativeModel):
                 return export_with_past(loaded, shapes, plan.target)
             if loaded.kind == "huggingface":

@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from moe_export.capture.loops.translate import loop_translations
 from moe_export.ops.onnx_ops import translation_table
 from moe_export.ops.portable import OPSET
 from moe_export.sources.model import LoadedModel
@@ -37,7 +38,7 @@ def export_module(
         kwargs={**loaded.inputs, **loaded.constants},
         input_names=list(loaded.inputs),
         output_names=list(outputs),
-        custom_translation_table=translation_table(),
+        custom_translation_table=translation_table() | loop_translations(),
         opset_version=OPSET,
         dynamo=True,
         verbose=False,

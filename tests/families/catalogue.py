@@ -149,6 +149,10 @@ def redraw(model: nn.Module, seed: int = 0) -> None:
         noise = torch.randn(parameter.shape, generator=generator)
         scale = 0.3 if parameter.dim() <= 1 else parameter.shape[-1] ** -0.5
         centre = 1.0 if parameter.dim() <= 1 and "bias" not in name else 0.0
+        if name.endswith("dt_bias"):
+            # Small steps, as trained models have. A state that forgets at once would leave a single
+            # product, which may be near zero, to a norm.
+            centre = -4.0
         parameter.copy_(centre + scale * noise)
     for name, buffer in model.named_buffers():
         if "bias" in name and buffer.is_floating_point():

@@ -1,0 +1,1 @@
+"""Loops over tokens in linear attention and state spaces, captured as ONNX ``Scan``."""

@@ -2,8 +2,8 @@
 
     scripts/measure_memory.py [--gigabytes 2] [--folder DIR]
 
-Writes a Hugging Face checkpoint in bfloat16 and in float32, and a ``model.pt`` with lists of
-experts, of the given size in float32; builds each with and without parity. Prints, as Markdown,
+Writes Hugging Face checkpoints in bfloat16, float32, MXFP4 and FP8, and a ``model.pt`` with lists
+of experts, of the given size in float32; builds each with and without parity. Prints, as Markdown,
 the peak as a multiple of the exported weights. Memory that a file backs is not counted: the kernel
 takes it back without swapping.
 """
@@ -11,14 +11,16 @@ takes it back without swapping.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 GIGABYTE = 1 << 30
 _INTERVAL = 0.02
@@ -90,6 +92,116 @@ def write_checkpoint(folder: Path, gigabytes: float, dtype: str) -> Path:
     return folder / dtype
 
 
+def write_mxfp4(folder: Path, gigabytes: float) -> Path:
+    """A GPT-OSS of four layers with random experts, in the format of its checkpoints."""
+    import torch
+    import transformers
+
+    layers, experts, hidden = 4, 8, 1024
+    inner = int(gigabytes * GIGABYTE / 4 / layers / experts / 3 / hidden) // 64 * 64
+    config = transformers.GptOssConfig(
+        vocab_size=2048,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        num_local_experts=experts,
+        max_position_embeddings=512,
+    )
+
+    def quantize(name: str, shape: torch.Size) -> dict[str, torch.Tensor]:
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            return {}
+        count, columns, rows = shape  # the checkpoint holds the transposed
+        return {
+            f"{name}_blocks": torch.randint(256, (count, rows, columns // 32, 16)).byte(),
+            f"{name}_scales": torch.full((count, rows, columns // 32), 120).byte(),
+        }
+
+    return write_quantized(folder / "mxfp4", config, {"quant_method": "mxfp4"}, quantize)
+
+
+def write_fp8(folder: Path, gigabytes: float) -> Path:
+    """A DeepSeek-V3 of four layers with random experts, in blocks of 128 x 128."""
+    import torch
+    import transformers
+
+    layers, experts, hidden = 4, 16, 1024
+    inner = int(gigabytes * GIGABYTE / 4 / layers / experts / 3 / hidden) // 128 * 128
+    config = transformers.DeepseekV3Config(
+        vocab_size=2048,
+        hidden_size=hidden,
+        intermediate_size=1024,
+        moe_intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        n_routed_experts=experts,
+        first_k_dense_replace=0,
+        kv_lora_rank=128,
+        q_lora_rank=256,
+        max_position_embeddings=512,
+    )
+
+    def quantize(name: str, shape: torch.Size) -> dict[str, torch.Tensor]:
+        if ".mlp." not in name or not name.endswith("_proj.weight"):
+            return {}
+        blocks = [-(-size // 128) for size in shape]
+        return {
+            name: torch.randint(0x60, shape, dtype=torch.uint8).view(torch.float8_e4m3fn),
+            f"{name}_scale_inv": torch.full(blocks, 1e-3),
+        }
+
+    settings = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    return write_quantized(folder / "fp8", config, settings, quantize)
+
+
+def write_quantized(
+    folder: Path,
+    config: Any,  # noqa: ANN401 - a configuration of transformers
+    settings: Mapping[str, Any],
+    quantize: Callable[[str, Any], dict[str, Any]],
+) -> Path:
+    """A random checkpoint, those of its tensors quantized for which ``quantize`` returns some."""
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in checkpoint_shapes(model):
+        own = 0.02 * torch.randn(tensor.shape).bfloat16()
+        tensors |= quantize(name, tensor.shape) or {name: own}
+    folder.mkdir(exist_ok=True)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    written = json.loads((folder / "config.json").read_text())
+    quantized = json.dumps({**written, "quantization_config": settings})
+    (folder / "config.json").write_text(quantized)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def checkpoint_shapes(model: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - of transformers
+    """Tensors by the names that checkpoints have for them: DeepSeek's experts lie apart."""
+    apart = type(model).__name__.startswith("Deepseek")
+    for name, tensor in model.state_dict().items():
+        if not apart or ".experts." not in name:
+            yield name, tensor
+            continue
+        base, last = name.rsplit(".", 1)
+        for number in range(len(tensor)):
+            if last == "gate_up_proj":
+                gate, up = tensor[number].chunk(2)
+                yield f"{base}.{number}.gate_proj.weight", gate
+                yield f"{base}.{number}.up_proj.weight", up
+            else:
+                yield f"{base}.{number}.down_proj.weight", tensor[number]
+
+
 def write_module(folder: Path, gigabytes: float) -> Path:
     """Four layers with lists of experts, pickled whole."""
     import torch
@@ -158,6 +270,8 @@ def main() -> int:
             (),
         ),
         "safetensors, float32": (str(write_checkpoint(folder, arguments.gigabytes, "float32")), ()),
+        "GPT-OSS, MXFP4": (str(write_mxfp4(folder, arguments.gigabytes)), ()),
+        "DeepSeek-V3, FP8 in blocks": (str(write_fp8(folder, arguments.gigabytes)), ()),
         "model.pt, lists of experts": (
             str(write_module(folder, arguments.gigabytes)),
             ("--trust", "--input", "input=8,1024"),

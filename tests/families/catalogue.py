@@ -83,6 +83,8 @@ class Family:
         inputs: Example inputs where the product cannot know them.
         sweeps: Whether it is called with ``input_ids`` and ``attention_mask``, so that the cases
             of ``sweep.py`` fit it.
+        chunked: Whether a loop over tokens or chunks of them became a ``Scan``: lengths across
+            the chunks' borders are compared too.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Family:
     in_ci: bool = False
     inputs: Callable[[], Mapping[str, Tensor]] | None = None
     sweeps: bool = True
+    chunked: bool = False
 
 
 def find_class(name: str) -> Any:

@@ -40,6 +40,19 @@ CASES = (
     Case(2, 40, "right"),
 )
 
+# Around the borders of chunks of 16, 32, 64 and 256 tokens.
+CHUNKED_CASES = (
+    *CASES,
+    Case(2, 16, "left"),
+    Case(1, 33, None),
+    Case(1, 63, None),
+    Case(2, 64, "right"),
+    Case(3, 65, "left"),
+    Case(2, 130, "right"),
+    Case(1, 200, None),
+    Case(2, 300, "left"),
+)
+
 
 def masked_inputs(case: Case, vocabulary: int = 128) -> dict[str, Tensor]:
     """Ids and a mask that pads row r by r positions."""
@@ -53,9 +66,11 @@ def masked_inputs(case: Case, vocabulary: int = 128) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def sweep_errors(model: nn.Module, bundle: Bundle) -> dict[Case, float]:
+def sweep_errors(
+    model: nn.Module, bundle: Bundle, cases: tuple[Case, ...] = CASES
+) -> dict[Case, float]:
     """The largest difference of the logits at kept positions, relative to the largest logit."""
-    return {case: _error(model, bundle, masked_inputs(case)) for case in CASES}
+    return {case: _error(model, bundle, masked_inputs(case)) for case in cases}
 
 
 def _error(model: nn.Module, bundle: Bundle, inputs: Mapping[str, Tensor]) -> float:

@@ -34,7 +34,16 @@ WITH_HOOK: tuple[Family, ...] = (
         routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized, x 2.5",),
     ),
     Family("axk2", "AXK2Config"),
-    Family("bailing_hybrid", "BailingHybridConfig", values={"layer_types": LINEAR_THEN_FULL}),
+    Family(
+        "bailing_hybrid",
+        "BailingHybridConfig",
+        values={"layer_types": LINEAR_THEN_FULL},
+        routers=(
+            "sigmoid + bias top-3, 2 of 4 groups by their two best, "
+            "renormalized (sum + 1e-20), x 2.5",
+        ),
+        chunked=True,
+    ),
     Family(
         "beam",
         "BeamConfig",
@@ -175,6 +184,11 @@ WITH_HOOK: tuple[Family, ...] = (
                 "index_kpool": 2,
             }
         },
+        routers=(
+            "sigmoid + bias top-3, 2 of 4 groups by their two best, "
+            "renormalized (sum + 1e-20), x 2.5",
+        ),
+        chunked=True,
     ),
     Family("glm_moe_dsa", "GlmMoeDsaConfig"),
     Family("gpt_oss", "GptOssConfig", routers=("top-3, softmax of the chosen",), in_ci=True),
@@ -222,9 +236,19 @@ WITH_HOOK: tuple[Family, ...] = (
             "attn_layer_offset": 1,
             "use_mamba_kernels": False,
         },
-        refused="the model loops over its input",
+        routers=("softmax top-3",),
+        chunked=True,
     ),
-    Family("kimi_linear", "KimiLinearConfig", values={"layer_types": LINEAR_THEN_FULL}),
+    Family(
+        "kimi_linear",
+        "KimiLinearConfig",
+        values={"layer_types": LINEAR_THEN_FULL},
+        routers=(
+            "sigmoid + bias top-3, 2 of 4 groups by their two best, "
+            "renormalized (sum + 1e-20), x 2.446",
+        ),
+        chunked=True,
+    ),
     Family("kolibri1", "Kolibri1Config", routers=("+ bias top-3, sigmoid of the chosen",)),
     Family(
         "laguna",
@@ -248,8 +272,8 @@ WITH_HOOK: tuple[Family, ...] = (
         "minimax",
         "MiniMaxConfig",
         values={"layer_types": LINEAR_THEN_FULL},
-        refused="the model loops over its input",
         routers=("softmax top-3, renormalized",),
+        chunked=True,
     ),
     Family("minimax_m2", "MiniMaxM2Config", routers=("sigmoid + bias top-3, renormalized",)),
     Family(
@@ -330,7 +354,13 @@ WITH_HOOK: tuple[Family, ...] = (
         in_ci=True,
     ),
     Family("qwen2_moe", "Qwen2MoeConfig", in_ci=True, routers=("softmax top-3",)),
-    Family("qwen3_5_moe", "Qwen3_5MoeTextConfig", values={"layer_types": LINEAR_THEN_FULL}),
+    Family(
+        "qwen3_5_moe",
+        "Qwen3_5MoeTextConfig",
+        values={"layer_types": LINEAR_THEN_FULL},
+        routers=("softmax top-3, renormalized",),
+        chunked=True,
+    ),
     Family(
         "qwen3_moe",
         "Qwen3MoeConfig",
@@ -338,7 +368,14 @@ WITH_HOOK: tuple[Family, ...] = (
         in_ci=True,
         routers=("softmax top-3, renormalized",),
     ),
-    Family("qwen3_next", "Qwen3NextConfig", values={"layer_types": LINEAR_THEN_FULL}),
+    Family(
+        "qwen3_next",
+        "Qwen3NextConfig",
+        values={"layer_types": LINEAR_THEN_FULL},
+        routers=("softmax top-3, renormalized",),
+        chunked=True,
+        in_ci=True,
+    ),
     Family(
         "qwen3_omni_moe",
         "Qwen3OmniMoeThinkerConfig",

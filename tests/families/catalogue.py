@@ -78,11 +78,9 @@ class Family:
             ``own operators`` for one that is not a single node.
         num_layers: MoE layers that must be found.
         refused: Part of the reason why it is refused; empty where it is exported.
-        differs: Why its bundle differs from eager, which the build says with ``ParityError``.
         in_ci: Whether the default test run has it; the others are marked slow.
-        inputs: Example inputs where the product cannot know them.
-        sweeps: Whether it is called with ``input_ids`` and ``attention_mask``, so that the cases
-            of ``sweep.py`` fit it.
+        idle_experts: Whether eager leaves experts out, whatever the tokens.
+        inputs: From a seed to example inputs, where the product cannot know them.
         chunked: Whether a loop over tokens or chunks of them became a ``Scan``: lengths across
             the chunks' borders are compared too.
     """
@@ -94,10 +92,9 @@ class Family:
     routers: tuple[str, ...] = ()
     num_layers: int = 2
     refused: str = ""
-    differs: str = ""
     in_ci: bool = False
-    inputs: Callable[[], Mapping[str, Tensor]] | None = None
-    sweeps: bool = True
+    idle_experts: bool = False
+    inputs: Callable[[int], Mapping[str, Tensor]] | None = None
     chunked: bool = False
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from moe_export.package.bundle import Bundle
+from moe_export.sources.model import name_outputs
+from moe_export.tolerances import relative_error
+from tests.families.catalogue import Family
 
 # The bar for two layers in float32, whatever the product's own tolerance is.
 RELATIVE_ERROR = 2e-5
@@ -54,6 +57,23 @@ CHUNKED_CASES = (
 )
 
 
+def sweep_errors(family: Family, model: nn.Module, bundle: Bundle) -> dict[str, float]:
+    """By case, the largest difference of an output at kept positions, relative to its largest."""
+    cases = {"other images": family.inputs(5)} if family.inputs else _texts(family, model)
+    return {name: _error(model, bundle, inputs) for name, inputs in cases.items()}
+
+
+def _texts(family: Family, model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    cases = CHUNKED_CASES if family.chunked else CASES
+    found = {str(case): masked_inputs(case) for case in cases}
+    if model.config.is_encoder_decoder:
+        for case in cases:  # a decoder's length is another one, and its padding on the right
+            side: Side = "right" if case.side else None
+            behind = masked_inputs(Case(case.batch, case.length // 2 + 2, side))
+            found[str(case)] |= {f"decoder_{name}": t for name, t in behind.items()}
+    return found
+
+
 def masked_inputs(case: Case, vocabulary: int = 128) -> dict[str, Tensor]:
     """Ids and a mask that pads row r by r positions."""
     generator = torch.Generator().manual_seed(case.batch * 100 + case.length)
@@ -66,20 +86,23 @@ def masked_inputs(case: Case, vocabulary: int = 128) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def sweep_errors(
-    model: nn.Module, bundle: Bundle, cases: tuple[Case, ...] = CASES
-) -> dict[Case, float]:
-    """The largest difference of the logits at kept positions, relative to the largest logit."""
-    return {case: _error(model, bundle, masked_inputs(case)) for case in cases}
-
-
 def _error(model: nn.Module, bundle: Bundle, inputs: Mapping[str, Tensor]) -> float:
     with torch.no_grad():
-        expected = model(**inputs, **_constants(model)).logits.numpy()
-    found = bundle.run({name: t.numpy() for name, t in inputs.items()})["logits"]
-    kept = inputs["attention_mask"].numpy().astype(bool)
-    difference = np.abs(found[kept] - expected[kept]).max()
-    return float(difference / np.abs(expected[kept]).max())
+        expected = name_outputs(model(**inputs, **_constants(model)))
+    found = bundle.run({name: t.numpy() for name, t in inputs.items()})
+    errors = [0.0]
+    for name, output in found.items():
+        kept = _kept(name, output, inputs)
+        errors.append(relative_error(output[kept], expected[name].numpy()[kept]))
+    assert len(errors) > 1
+    return max(errors)
+
+
+def _kept(name: str, output: np.ndarray, inputs: Mapping[str, Tensor]) -> Any:
+    """Positions of an output that a mask keeps: the decoder's own where there is one."""
+    names = ["attention_mask"] if name.startswith("encoder") else list(inputs)
+    masks = [inputs[n].numpy().astype(bool) for n in names if n.endswith("attention_mask")]
+    return masks[-1] if masks and masks[-1].shape == output.shape[:2] else slice(None)
 
 
 def _constants(model: nn.Module) -> dict[str, bool]:

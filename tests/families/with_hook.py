@@ -319,7 +319,7 @@ WITH_HOOK: tuple[Family, ...] = (
             },
             "out_hidden_size": 64,
         },
-        differs="padded tokens attend to nothing, are zeros, and its norm divides by their size",
+        routers=("TODO",),
     ),
     Family(
         "nemotron_h",

@@ -154,7 +154,7 @@ def test_a_model_of_sounds_says_what_to_pass():
 
 def test_remark_names_the_inputs_that_are_given():
     model = make_named_model("vitpose_backbone")
-    loaded = load_module(model, vitpose_inputs(), BuildPlan(output=Path("bundle")), source="test")
+    loaded = load_module(model, vitpose_inputs(0), BuildPlan(output=Path("bundle")), source="test")
     assert loaded.remarks == ("VitPoseBackbone is called with pixel_values, dataset_index",)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_export.package.bundle import Bundle
+from moe_export.sources.hf_tasks import example_of
 from moe_export.sources.model import name_outputs
 from moe_export.tolerances import relative_error
 from tests.families.catalogue import Family
@@ -88,7 +89,7 @@ def masked_inputs(case: Case, vocabulary: int = 128) -> dict[str, Tensor]:
 
 def _error(model: nn.Module, bundle: Bundle, inputs: Mapping[str, Tensor]) -> float:
     with torch.no_grad():
-        expected = name_outputs(model(**inputs, **_constants(model)))
+        expected = name_outputs(model(**inputs, **example_of(model, 0).constants))
     found = bundle.run({name: t.numpy() for name, t in inputs.items()})
     errors = [0.0]
     for name, output in found.items():
@@ -103,8 +104,3 @@ def _kept(name: str, output: np.ndarray, inputs: Mapping[str, Tensor]) -> Any:
     names = ["attention_mask"] if name.startswith("encoder") else list(inputs)
     masks = [inputs[n].numpy().astype(bool) for n in names if n.endswith("attention_mask")]
     return masks[-1] if masks and masks[-1].shape == output.shape[:2] else slice(None)
-
-
-def _constants(model: nn.Module) -> dict[str, bool]:
-    """Without a cache where the model would make one."""
-    return {"use_cache": False} if hasattr(model.config, "use_cache") else {}

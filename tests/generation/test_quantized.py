@@ -14,7 +14,7 @@ from moe_export.sources.source import load_source
 from tests.generation.conftest import draw_prompts
 
 pytest.importorskip("transformers")
-from tests.sources.quantized_files import write_fp8, write_mxfp4  # noqa: E402 - needs transformers
+from tests.sources.quantized_files import write_fp8, write_mxfp4
 
 pytestmark = pytest.mark.slow
 

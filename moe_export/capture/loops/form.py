@@ -145,4 +145,5 @@ def _difference(found: object, expected: object) -> float:
     tensors = [(a, b) for a, b in zip(leaves, others, strict=True) if isinstance(b, Tensor)]
     if any(a.dtype != b.dtype for a, b in tensors):
         return float("inf")
-    return max((relative_error(a.numpy(), b.numpy()) for a, b in tensors), default=float("inf"))
+    errors = (relative_error(a.float().numpy(), b.float().numpy()) for a, b in tensors)
+    return max(errors, default=float("inf"))

@@ -74,6 +74,7 @@ def capture(
             f"{', '.join(missed)}: the model computes these experts without calling the module, so "
             "that they cannot be lowered"
         )
+    _drop_caches(model, expected)
     write_scans(model)
     name_axes(model, loaded.inputs, names)
     _check_loops(loaded, guards)
@@ -86,6 +87,12 @@ def capture(
             )
         progress.remark(text)
     return CapturedModel(model, tuple(blocks))
+
+
+def _drop_caches(model: ir.Model, expected: Mapping[str, Tensor]) -> None:
+    """Drop outputs that eager's do not include: a cache that a model returns unasked."""
+    for output in [value for value in model.graph.outputs if value.name not in expected]:
+        model.graph.outputs.remove(output)
 
 
 def _with_wide_example(

@@ -53,12 +53,16 @@ class LoadedModel:
         """
         try:
             with torch.no_grad():
-                return name_outputs(self.model(**inputs, **self.constants))
+                outputs = name_outputs(self.model(**inputs, **self.constants))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in inputs.items())
             raise UnsupportedModelError(
                 f"the model does not run in eager PyTorch on {shapes}: {error}"
             ) from error
+        if self.kind != "huggingface":
+            return outputs
+        # Some models return a cache whatever ``use_cache`` says; --with-past has it in full.
+        return {name: t for name, t in outputs.items() if not name.startswith("past_key_values")}
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -390,7 +390,12 @@ WITH_HOOK: tuple[Family, ...] = (
         in_ci=True,
         routers=("softmax top-3, renormalized",),
     ),
-    Family("qwen4_exp", "Qwen4ExpTextConfig"),
+    Family(
+        "qwen4_exp",
+        "Qwen4ExpTextConfig",
+        routers=("softmax top-3, renormalized",),
+        chunked=True,
+    ),
     Family(
         "solar_open",
         "SolarOpenConfig",

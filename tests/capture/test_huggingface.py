@@ -18,7 +18,7 @@ from moe_export.sources.source import load_module
 from tests.families.all_families import make_named_model
 
 pytest.importorskip("transformers")
-apply_patches = pytest.importorskip("transformers.exporters.utils").apply_patches
+apply_patches = pytest.importorskip("transformers.exporters.exporter_onnx").apply_patches
 
 PLAN = BuildPlan(output=Path("unused"), with_past=True)
 

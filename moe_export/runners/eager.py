@@ -224,6 +224,8 @@ def _margin(taken: list[tuple[Tensor, int | None]], tokens: int, top_k: int) -> 
     """Smallest distance of a kept score to one left out, over all selections made per token."""
     margin = torch.full((tokens,), float("inf"))
     for scores, k in taken:
+        if not scores.numel():  # such as an indexer's, before there is a whole pool of keys
+            continue
         rows = scores.reshape(-1, scores.shape[-1]).float()
         kept = top_k if k is None else k
         if len(rows) != tokens or kept >= rows.shape[-1]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,13 +94,15 @@ def _shapes(inputs: Mapping[str, Tensor]) -> str:
 class _GuardHandler(logging.Handler):
     """Keeps the guards by which tracing tied a symbol to one size."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_guard: Callable[[str], None]) -> None:
         super().__init__(level=logging.INFO)
         self.guards: list[str] = []
+        self._on_guard = on_guard
 
     def emit(self, record: logging.LogRecord) -> None:
         if match := re.match(r"eval (Eq\(.*?\)) \[guard added\]", record.getMessage()):
             self.guards.append(f"{match[1]}{_user_line()}")
+            self._on_guard(self.guards[-1])
 
 
 def _user_line() -> str:
@@ -116,10 +118,14 @@ def _user_line() -> str:
 
 
 @contextmanager
-def recorded_guards() -> Iterator[list[str]]:
-    """Collect the equality guards that ``torch.export`` adds inside the block."""
+def recorded_guards(on_guard: Callable[[str], None] = lambda _: None) -> Iterator[list[str]]:
+    """Collect the equality guards that ``torch.export`` adds inside the block.
+
+    Args:
+        on_guard: Receives each as it is added; what it raises ends the trace.
+    """
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    handler, level, propagate = _GuardHandler(), logger.level, logger.propagate
+    handler, level, propagate = _GuardHandler(on_guard), logger.level, logger.propagate
     others, logger.handlers = logger.handlers, [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,7 +61,7 @@ def capture(
     shapes = dynamic_shapes(loaded.inputs, plan, names)
     loaded, expected = _with_wide_example(loaded, shapes)
     with (
-        recorded_guards() as guards,
+        recorded_guards(functools.partial(_refuse_loop, loaded)) as guards,
         bound(blocks) as calls,
         replaced_loops(loaded.model) as loops,
         quiet_exporters(),
@@ -77,7 +78,6 @@ def capture(
     _drop_caches(model, expected)
     write_scans(model)
     name_axes(model, loaded.inputs, names)
-    _check_loops(loaded, guards)
     for text in prove_loops(loops):
         progress.remark(text)
     for text in _fixed_axes(model, loaded, shapes, guards):
@@ -168,20 +168,20 @@ def _where(model: torch.nn.Module, error: BaseException) -> str:
         error = error.__cause__
 
 
-def _check_loops(loaded: LoadedModel, guards: Sequence[str]) -> None:
+def _refuse_loop(loaded: LoadedModel, guard: str) -> None:
     """Refuse a text model that loops over its tokens: tracing unrolls as many turns as it took.
 
     The graph would be right for the example's length, or up to a multiple of it, and wrong beyond.
+    The trace ends here, since unrolling may take hours.
 
     Raises:
         UnsupportedModelError: names the loop.
     """
     if loaded.kind != "huggingface":
         return  # a plain module may mean a fixed size; it is remarked upon
-    loop = next((g for g in guards if ": for " in g and " in range(" in g), None)
-    if loop is not None:
+    if ": for " in guard and " in range(" in guard:
         raise UnsupportedModelError(
-            f"the model loops over its input ({loop.rstrip(':')}): such a loop is unrolled while "
+            f"the model loops over its input ({guard.rstrip(':')}): such a loop is unrolled while "
             "it is traced, so that the graph would be wrong for inputs that need more turns"
         )
 

@@ -20,7 +20,7 @@ WITH_HOOK: tuple[Family, ...] = (
         "afmoe",
         "AfmoeConfig",
         values={"num_dense_layers": 0, "route_scale": 1.5},
-        routers=("sigmoid + bias top-3, renormalized, x 1.5",),
+        routers=("sigmoid + bias top-3, renormalized (sum + 1e-20), x 1.5",),
     ),
     Family(
         "aria",
@@ -31,9 +31,19 @@ WITH_HOOK: tuple[Family, ...] = (
     Family(
         "axk1",
         "AXK1Config",
-        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized, x 2.5",),
+        routers=(
+            "sigmoid + bias top-3, 2 of 4 groups by their two best, "
+            "renormalized (sum + 1e-20), x 2.5",
+        ),
     ),
-    Family("axk2", "AXK2Config"),
+    Family(
+        "axk2",
+        "AXK2Config",
+        routers=(
+            "sigmoid + bias top-3, 2 of 4 groups by their two best, others 0, "
+            "renormalized (sum + 1e-20), x 2.5",
+        ),
+    ),
     Family(
         "bailing_hybrid",
         "BailingHybridConfig",
@@ -48,7 +58,9 @@ WITH_HOOK: tuple[Family, ...] = (
         "beam",
         "BeamConfig",
         values={"layer_types": SLIDING_THEN_FULL},
-        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized",),
+        routers=(
+            "sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized (sum + 1e-20)",
+        ),
     ),
     Family(
         "cohere2_moe",
@@ -73,19 +85,25 @@ WITH_HOOK: tuple[Family, ...] = (
         "deepseek_v3",
         "DeepseekV3Config",
         in_ci=True,
-        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized, x 2.5",),
+        routers=(
+            "sigmoid + bias top-3, 2 of 4 groups by their two best, "
+            "renormalized (sum + 1e-20), x 2.5",
+        ),
     ),
     Family(
         "deepseek_v32",
         "DeepseekV32Config",
-        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized, x 2.5",),
+        routers=(
+            "sigmoid + bias top-3, 2 of 4 groups by their two best, "
+            "renormalized (sum + 1e-20), x 2.5",
+        ),
     ),
     Family(
         "deepseek_v4",
         "DeepseekV4Config",
         values={"mlp_layer_types": ["hash_moe", "moe"]},
         in_ci=True,
-        routers=("own operators", "sqrt_softplus + bias top-3, renormalized, x 1.5"),
+        routers=("own operators", "sqrt_softplus + bias top-3, renormalized (sum + 1e-20), x 1.5"),
     ),
     Family(
         "diffusion_gemma",
@@ -104,6 +122,9 @@ WITH_HOOK: tuple[Family, ...] = (
         "dots3_note",
         "Dots3NoteTextConfig",
         values={"layer_types": ["indexed_attention", "indexed_attention"]},
+        routers=(
+            "sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized (sum + 1e-20)",
+        ),
     ),
     Family(
         "ernie4_5_moe",
@@ -133,7 +154,10 @@ WITH_HOOK: tuple[Family, ...] = (
     Family(
         "exaone_moe",
         "ExaoneMoeConfig",
-        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized, x 2.5",),
+        routers=(
+            "sigmoid + bias top-3, 2 of 4 groups by their two best, "
+            "renormalized (sum + 1e-20), x 2.5",
+        ),
     ),
     Family("flex_olmo", "FlexOlmoConfig", routers=("softmax top-3",)),
     Family(
@@ -158,19 +182,26 @@ WITH_HOOK: tuple[Family, ...] = (
     Family(
         "glm4_moe",
         "Glm4MoeConfig",
-        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized",),
+        routers=(
+            "sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized (sum + 1e-20)",
+        ),
     ),
     Family(
         "glm4_moe_lite",
         "Glm4MoeLiteConfig",
-        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized, x 1.8",),
+        routers=(
+            "sigmoid + bias top-3, 2 of 4 groups by their two best, "
+            "renormalized (sum + 1e-20), x 1.8",
+        ),
     ),
     Family(
         "glm4v_moe",
         "Glm4vMoeConfig",
         "Glm4vMoeForConditionalGeneration",
         values={"text_config": {"rope_parameters": TEXT_ROPE}},
-        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized",),
+        routers=(
+            "sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized (sum + 1e-20)",
+        ),
     ),
     Family(
         "glm5_next",
@@ -190,7 +221,14 @@ WITH_HOOK: tuple[Family, ...] = (
         ),
         chunked=True,
     ),
-    Family("glm_moe_dsa", "GlmMoeDsaConfig"),
+    Family(
+        "glm_moe_dsa",
+        "GlmMoeDsaConfig",
+        routers=(
+            "sigmoid + bias top-3, 2 of 4 groups by their two best, "
+            "renormalized (sum + 1e-20), x 2.5",
+        ),
+    ),
     Family("gpt_oss", "GptOssConfig", routers=("top-3, softmax of the chosen",), in_ci=True),
     Family("granitemoe", "GraniteMoeConfig", routers=("top-3, softmax of the chosen",)),
     Family("granitemoe_swa", "GraniteMoeSWAConfig", routers=("top-3, softmax of the chosen",)),
@@ -213,17 +251,24 @@ WITH_HOOK: tuple[Family, ...] = (
         routers=("top-3, softmax of the chosen",),
     ),
     Family("hunyuan_v1_moe", "HunYuanMoEV1Config", routers=("softmax top-1, renormalized",)),
-    Family("hy_v3", "HYV3Config", routers=("sigmoid + bias top-3, renormalized, x 2.826",)),
+    Family(
+        "hy_v3",
+        "HYV3Config",
+        routers=("sigmoid + bias top-3, renormalized (sum + 1e-20), x 2.826",),
+    ),
     Family(
         "hy_v4",
         "HYV4Config",
-        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized, x 2.827",),
+        routers=(
+            "sigmoid + bias top-3, 2 of 4 groups by their two best, "
+            "renormalized (sum + 1e-20), x 2.827",
+        ),
     ),
     Family("inkling", "InklingTextConfig", routers=("own operators",)),
     Family(
         "inkling2",
         "Inkling2TextConfig",
-        routers=("sigmoid + bias top-3, renormalized, x 8",),
+        routers=("sigmoid + bias top-3, renormalized (sum + 1e-20), x 8",),
         in_ci=True,
     ),
     Family(
@@ -266,7 +311,9 @@ WITH_HOOK: tuple[Family, ...] = (
     Family(
         "mimo_v2_flash",
         "MiMoV2FlashConfig",
-        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized",),
+        routers=(
+            "sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized (sum + 1e-20)",
+        ),
     ),
     Family(
         "minimax",
@@ -286,7 +333,9 @@ WITH_HOOK: tuple[Family, ...] = (
         "mistral4",
         "Mistral4Config",
         "Mistral4ForCausalLM",
-        routers=("softmax top-3, 2 of 4 groups by their two best, others 0, renormalized",),
+        routers=(
+            "softmax top-3, 2 of 4 groups by their two best, others 0, renormalized (sum + 1e-20)",
+        ),
     ),
     Family(
         "mistral_large4",
@@ -303,7 +352,9 @@ WITH_HOOK: tuple[Family, ...] = (
                 "patch_size": 14,
             }
         },
-        routers=("softmax top-3, 2 of 4 groups by their two best, others 0, renormalized",),
+        routers=(
+            "softmax top-3, 2 of 4 groups by their two best, others 0, renormalized (sum + 1e-20)",
+        ),
     ),
     Family("mixtral", "MixtralConfig", routers=("softmax top-3, renormalized",), in_ci=True),
     Family(
@@ -319,7 +370,7 @@ WITH_HOOK: tuple[Family, ...] = (
             },
             "out_hidden_size": 64,
         },
-        routers=("TODO",),
+        routers=("sigmoid + bias top-3, renormalized (sum + 1e-15)",),
     ),
     Family(
         "nemotron_h",
@@ -337,7 +388,9 @@ WITH_HOOK: tuple[Family, ...] = (
             "moe_latent_size": 32,
         },
         in_ci=True,
-        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized",),
+        routers=(
+            "sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized (sum + 1e-20)",
+        ),
     ),
     Family("olmoe", "OlmoeConfig", routers=("softmax top-3",)),
     Family(

@@ -18,7 +18,7 @@ def shapes(*inputs, ranges=()):
 
 def test_one_token_odd_and_many():
     assert [s["batch"] for s in shapes(X)] == [1, 7, 33, 256]
-    assert {tuple(s.values()) for s in shapes(IDS)} >= {(1, 1), (1, 7), (3, 5), (2, 64)}
+    assert {tuple(s.values()) for s in shapes(IDS)} >= {(1, 1), (1, 7), (3, 5), (2, 83)}
 
 
 def test_a_decoder_is_never_as_long_as_its_encoder():

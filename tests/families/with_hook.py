@@ -452,7 +452,9 @@ WITH_HOOK: tuple[Family, ...] = (
     Family(
         "solar_open",
         "SolarOpenConfig",
-        routers=("sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized",),
+        routers=(
+            "sigmoid + bias top-3, 2 of 4 groups by their two best, renormalized (sum + 1e-20)",
+        ),
     ),
     Family(
         "unlimited_ocr",

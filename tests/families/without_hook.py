@@ -125,7 +125,7 @@ WITHOUT_HOOK: tuple[Family, ...] = (
             "expert_capacity": 6,
         },
         in_ci=True,
-        routers=("tokens depend on each other",),
+        routers=("own operators",),
     ),
     Family(  # an image's data set is its expert; one matrix per expert
         "vitpose_backbone",
@@ -140,6 +140,6 @@ WITHOUT_HOOK: tuple[Family, ...] = (
         },
         inputs=vitpose_inputs,
         in_ci=True,
-        routers=("no value has one column per expert",),
+        routers=("own operators",),
     ),
 )

@@ -79,7 +79,6 @@ class Family:
         num_layers: MoE layers that must be found.
         refused: Part of the reason why it is refused; empty where it is exported.
         in_ci: Whether the default test run has it; the others are marked slow.
-        idle_experts: Whether eager leaves experts out, whatever the tokens.
         inputs: From a seed to example inputs, where the product cannot know them.
         chunked: Whether a loop over tokens or chunks of them became a ``Scan``: lengths across
             the chunks' borders are compared too.
@@ -93,7 +92,6 @@ class Family:
     num_layers: int = 2
     refused: str = ""
     in_ci: bool = False
-    idle_experts: bool = False
     inputs: Callable[[int], Mapping[str, Tensor]] | None = None
     chunked: bool = False
 

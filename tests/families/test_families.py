@@ -15,6 +15,7 @@ from moe_export.errors import UnsupportedModelError
 from tests.families.all_families import FAMILIES
 from tests.families.catalogue import Family, make_model
 from tests.families.sweep import RELATIVE_ERROR, sweep_errors
+from tests.families.without_hook import WITHOUT_HOOK
 
 pytest.importorskip("transformers")
 
@@ -46,8 +47,10 @@ def test_every_layer_is_lowered_and_every_expert_compared(exported):
     assert parity["max_error"] <= RELATIVE_ERROR
     assert len(parity["layers"]) == family.num_layers
     assert [layer["disagreeing"] for layer in parity["layers"]] == [0] * family.num_layers
-    all_run = [layer["experts_run"] == layer["num_experts"] for layer in parity["layers"]]
-    assert all(all_run) != family.idle_experts
+    # None: eager's code mixes the experts with the router, so that none can be asked for alone.
+    for layer in parity["layers"]:
+        alone = layer["experts_run"]
+        assert alone == layer["num_experts"] or (alone is None and family in WITHOUT_HOOK)
     graph = ir.load(bundle.folder / "model.onnx").graph
     ops = [node.op_type for node in graph.all_nodes() if node.domain == "moe_export"]
     ends = sum(op in ("GroupedExperts", "ExpertCombine") for op in ops)

@@ -1,0 +1,1 @@
+"""Side-by-side timing of one MoE layer in this library and in its peers."""

@@ -1,0 +1,44 @@
+"""What is timed: this library and its peers, each a function of one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from moe_bench import ort_moe, ort_qmoe, ours, torch_moe, unrolled
+from moe_bench.layers import Weights
+from moe_bench.routing import Bind
+
+Width = Literal["fp32", "bf16", "int8", "int4"]
+WEIGHT_BITS: Mapping[Width, int] = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to compute a layer.
+
+    Attributes:
+        name: For tables and ``--contenders``.
+        width: What its weights are stored in; only contenders of the same width are compared.
+        ours: Whether it is this library.
+        prepare: From weights to a function that binds calls.
+    """
+
+    name: str
+    width: Width
+    prepare: Callable[[Weights], Bind]
+    ours: bool = False
+
+
+CONTENDERS = (
+    Contender("moe-export", "fp32", ours.prepare, ours=True),
+    Contender("ORT MoE", "fp32", ort_moe.prepare),
+    Contender("transformers' export", "fp32", unrolled.prepare),
+    Contender("ORT QMoE", "int8", ort_qmoe.preparer(8)),
+    Contender("ORT QMoE", "int4", ort_qmoe.preparer(4)),
+    Contender("torch eager", "fp32", torch_moe.preparer("eager", "float32")),
+    Contender("torch grouped_mm", "fp32", torch_moe.preparer("grouped_mm", "float32")),
+    Contender("torch eager", "bf16", torch_moe.preparer("eager", "bfloat16")),
+    Contender("torch grouped_mm", "bf16", torch_moe.preparer("grouped_mm", "bfloat16")),
+)

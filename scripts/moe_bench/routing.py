@@ -1,0 +1,62 @@
+"""Tokens and their routing, uniform or skewed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_bench.layers import Floats, Layer, Weights
+
+# Zipf's exponent: the most popular of 128 experts gets about a tenth of all choices.
+_SKEW = 0.8
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer.
+
+    Attributes:
+        x: ``[T, H]``.
+        expert_ids: ``[T, K]`` int32.
+        expert_weights: ``[T, K]``, each row adds up to 1.
+    """
+
+    x: Floats
+    expert_ids: NDArray[np.int32]
+    expert_weights: Floats
+
+    @property
+    def hit(self) -> int:
+        """Distinct experts, whose weights have to be read."""
+        return len(np.unique(self.expert_ids))
+
+
+# Converts a call beforehand and returns what computes it.
+Bind = Callable[[Call], Callable[[], Floats]]
+
+
+def draw_call(layer: Layer, tokens: int, seed: int, *, skewed: bool = False) -> Call:
+    """Random tokens whose experts are drawn without replacement, evenly or by Zipf's law."""
+    generator = np.random.default_rng(seed)
+    popularity = np.arange(1, layer.experts + 1, dtype=np.float64) ** -(_SKEW if skewed else 0.0)
+    popularity = generator.permutation(popularity)
+    # The K largest of log p + Gumbel noise are K draws without replacement.
+    noise = generator.gumbel(size=(tokens, layer.experts)) + np.log(popularity)
+    ids = np.argpartition(-noise, layer.top_k - 1, axis=1)[:, : layer.top_k].astype(np.int32)
+    weights = generator.random((tokens, layer.top_k), dtype=np.float32) + np.float32(0.1)
+    x = generator.standard_normal((tokens, layer.hidden), dtype=np.float32)
+    return Call(x, ids, weights / weights.sum(axis=1, keepdims=True))
+
+
+def exact(weights: Weights, call: Call, tokens: int) -> NDArray[np.float64]:
+    """The layer's result for the first ``tokens`` tokens in float64."""
+    y = np.zeros((tokens, weights.layer.hidden))
+    for token in range(tokens):
+        row = call.x[token : token + 1]
+        pairs = zip(call.expert_ids[token], call.expert_weights[token], strict=True)
+        for expert, weight in pairs:
+            y[token] += float(weight) * weights.expert(row, int(expert))[0]
+    return y

@@ -30,12 +30,13 @@ from rich.table import Table
 TOKENS = "1,4,16,64,256,1024"
 
 
-def bench_layer(layer: Layer, options: argparse.Namespace, console: Console) -> list[Result]:
+def bench_layer(
+    layer: Layer, limits: Limits, options: argparse.Namespace, console: Console
+) -> list[Result]:
     """Prepare the contenders for one layer and time them at every number of tokens."""
     chosen = [c for c in CONTENDERS if not options.only or options.only in c.name]
     results: list[Result] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        limits = Limits(Path(folder))
         with console.status(f"{layer.name}: drawing weights"):
             weights = draw_weights(layer, Path(folder))
         bound: list[tuple[Contender, Bind]] = []
@@ -88,7 +89,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     console = Console()
-    results = [r for name in options.layers for r in bench_layer(LAYERS[name], options, console)]
+    with tempfile.TemporaryDirectory() as folder:
+        limits = Limits(Path(folder))
+    results: list[Result] = []
+    for name in options.layers:
+        results += bench_layer(LAYERS[name], limits, options, console)
     if options.json:
         write_results(options.json, results)
     if options.record:

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from moe_export.errors import UnsupportedModelError
 from moe_export.recognize.block import MoeBlock
 from moe_export.recognize.layer_call import LayerCall
+from moe_export.recognize.program import same_tensor
 
 
 def join_forms(calls: Sequence[LayerCall], blocks: Sequence[MoeBlock]) -> MoeBlock:
@@ -33,7 +33,7 @@ def join_forms(calls: Sequence[LayerCall], blocks: Sequence[MoeBlock]) -> MoeBlo
     parameters: dict[str, Tensor] = {}
     for block in blocks:
         for name, tensor in block.parameters.items():
-            if not _same(parameters.setdefault(name, tensor), tensor):
+            if not same_tensor(parameters.setdefault(name, tensor), tensor):
                 raise UnsupportedModelError(
                     f"{where} is called in several ways, whose {name} differ"
                 )
@@ -61,7 +61,3 @@ def join_forms(calls: Sequence[LayerCall], blocks: Sequence[MoeBlock]) -> MoeBlo
         sizes=tuple(dict.fromkeys(size for block in blocks for size in block.sizes)),
         remarks=tuple(dict.fromkeys(text for block in blocks for text in block.remarks)),
     )
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))

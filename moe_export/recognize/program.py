@@ -305,7 +305,7 @@ class Program:
         if identity[1] != "constant":
             return
         found = [self._alignment.tensor(identity, n) for n in range(len(self._alignment.traces))]
-        if not all(f is not None and _same(f, found[0]) for f in found):
+        if not all(f is not None and same_tensor(f, found[0]) for f in found):
             raise UnsupportedModelError("it makes a constant from its input's shape or values")
 
     def _aligned(self, index: int) -> list[OpCall]:
@@ -382,7 +382,8 @@ def constants(alignment: Alignment, programs: Sequence[Program]) -> Mapping[str,
     return {constant_name(i): alignment.traces[0].constants[i] for i in sorted(indices)}
 
 
-def _same(a: Tensor, b: Tensor | None) -> bool:
+def same_tensor(a: Tensor, b: Tensor | None) -> bool:
+    """Whether two tensors have the same shape, type and values."""
     return b is not None and a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
 
 

@@ -14,6 +14,14 @@ _DTYPES = {
     "group_ends": (ir.DataType.INT32,),
     "row_map": (ir.DataType.INT32,),
 }
+_BYTES = (ir.DataType.INT8,)
+# Row-major weights, by weight_type; packed ones are bytes.
+_WEIGHT_DTYPES = {
+    "fp32": (_FLOAT,),
+    "fp16": (ir.DataType.FLOAT16,),
+    "bf16": (ir.DataType.BFLOAT16,),
+    "fp8": (ir.DataType.FLOAT8E4M3FN, *_BYTES),
+}
 
 
 def check_model(model: ir.Model) -> None:
@@ -35,7 +43,7 @@ def _check_node(node: ir.Node) -> None:
     names = attributes.input_names()
     values = dict(zip(names, (v for v in node.inputs if v is not None), strict=True))
     for name, value in values.items():
-        allowed = _DTYPES.get(name, (_FLOAT,))
+        allowed = _allowed_dtypes(name, attributes)
         spec.require(
             value.dtype in allowed,
             f"{attributes.prefix}_inputs",
@@ -50,6 +58,20 @@ def _check_node(node: ir.Node) -> None:
     known = {n: tuple(size for size in s if isinstance(size, int)) for n, s in shapes.items()}
     if all(n in known and len(known[n]) == len(shapes[n]) for n in values):
         attributes.check_shapes(known)
+
+
+def _allowed_dtypes(name: str, attributes: spec.OpAttributes) -> tuple[ir.DataType, ...]:
+    """Types that the input called ``name`` may have."""
+    part = name.rpartition("_")[2]
+    if name in attributes.parameter_names() and isinstance(
+        attributes, spec.GroupedExperts | spec.GroupedMatMul
+    ):
+        if part == "weight":
+            packed = attributes.weight_layout != "row_major"
+            return _BYTES if packed else _WEIGHT_DTYPES.get(attributes.weight_type, _BYTES)
+        if part == "zero" or (part == "scale" and attributes.weight_type == "mxfp4"):
+            return _BYTES
+    return _DTYPES.get(name, (_FLOAT,))
 
 
 # Axes of one size, tokens, experts per token and rows, that is often a symbol: runtimes check it

@@ -52,10 +52,12 @@ def _body_lines(attributes: OpAttributes) -> list[str]:
         case TopKGating():
             return _gating_lines(attributes)
         case GroupedExperts():
+            attributes.storage.check_plain("experts_c4")
             return _experts_lines(attributes)
         case ExpertDispatch():
             return dispatch_lines(attributes)
         case GroupedMatMul():
+            attributes.storage.check_plain("matmul_c2")
             return matmul_lines(attributes)
         case ExpertCombine():
             return combine_lines(attributes)

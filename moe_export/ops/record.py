@@ -30,18 +30,6 @@ def documented(default: Any, doc: str) -> Any:  # noqa: ANN401 - a dataclass fie
     return field(default=default, metadata={"doc": doc})
 
 
-def check_storage(
-    weight_type: WeightType, block_size: int, has_zero_point: bool, label: str
-) -> None:
-    """Check that block size and zero points come with quantized weights only."""
-    require(
-        weight_type in QUANTIZED_TYPES or (block_size == 0 and not has_zero_point),
-        label,
-        f"block_size and zero points belong to quantized weights; weight_type is {weight_type}",
-    )
-    require(block_size >= 0, label, f"block_size must not be negative; found {block_size}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class OpAttributes(ABC):
     """What the attribute records share: strict conversion from and to ONNX attributes."""

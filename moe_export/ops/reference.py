@@ -6,10 +6,13 @@ The numbered steps and constraints are those of ``plugins/README.md``.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_export.ops.dequantize import dequantize
 from moe_export.ops.spec import GroupedExperts, TopKGating, require
 
 Array = NDArray[np.generic]
@@ -152,11 +155,12 @@ def grouped_experts(
     x: Float,
     expert_ids: NDArray[np.integer],
     expert_weights: Float,
-    up_weight: Float,
-    down_weight: Float,
+    up_weight: Array,
+    down_weight: Array,
     attributes: GroupedExperts,
     up_bias: Float | None = None,
     down_bias: Float | None = None,
+    **quantization: Array,
 ) -> Float:
     """Apply to each token its experts and add them up by weight, in float64 inside.
 
@@ -164,45 +168,56 @@ def grouped_experts(
         x: ``[T, H]``.
         expert_ids: ``[T, K]``; an id outside the node's range adds nothing.
         expert_weights: ``[T, K]``.
-        up_weight: ``[E, 2·I, H]``, gate rows first (``[E, I, H]`` ungated).
-        down_weight: ``[E, H, I]``.
-        attributes: The node's attributes.
+        up_weight: ``[E, 2·I, H]``, gate rows first (``[E, I, H]`` ungated), stored as
+            ``weight_type`` says.
+        down_weight: ``[E, H, I]``, likewise.
+        attributes: The node's attributes; weights are row-major.
         up_bias: ``[E, 2·I]`` (``[E, I]`` ungated), with ``has_bias``.
         down_bias: ``[E, H]``, with ``has_bias``.
+        **quantization: ``up_scale``, ``down_scale``, ``up_zero`` and ``down_zero``, as needed.
 
     Returns:
         ``[T, H]`` float32.
 
     Raises:
-        ContractError: a shape or a weight type breaks a constraint.
+        ContractError: a shape or the storage of the weights breaks a constraint.
     """
-    given = {"x": x, "expert_ids": expert_ids, "expert_weights": expert_weights}
-    given |= {"up_weight": up_weight, "down_weight": down_weight}
-    given |= {
+    stored = {"up_weight": up_weight, "down_weight": down_weight} | quantization
+    stored |= {
         name: b for name, b in (("up_bias", up_bias), ("down_bias", down_bias)) if b is not None
     }
-    present = {name: array.shape for name, array in given.items()}
     names = attributes.input_names()
     require(
-        tuple(present) == names,
+        set(stored) == set(names[3:]),
         "experts_inputs",
-        f"expected {', '.join(names)}; found {', '.join(present)}",
+        f"expected {', '.join(names)}; found {', '.join(names[:3])}, {', '.join(stored)}",
     )
-    attributes.check_shapes(present)
+    given = {"x": x, "expert_ids": expert_ids, "expert_weights": expert_weights} | stored
+    attributes.check_shapes({name: given[name].shape for name in names})
     y = np.zeros(x.shape, np.float64)
     for t, k in np.ndindex(expert_ids.shape):
         e = int(expert_ids[t, k]) - attributes.first_expert
         if not 0 <= e < attributes.num_experts:
             continue
         weight = np.float64(expert_weights[t, k])
-        token = x[t].astype(np.float64)
+        token: NDArray[Any] = x[t].astype(np.float64)
         if attributes.weight_on == "input":
             token, weight = token * weight, np.float64(1)
-        projected = up_weight[e].astype(np.float64) @ token
+        projected = _matrix(stored, "up", e, attributes) @ token
         if up_bias is not None:
             projected = projected + up_bias[e]
-        out = down_weight[e].astype(np.float64) @ inner(projected, attributes)
+        out = _matrix(stored, "down", e, attributes) @ inner(projected, attributes)
         if down_bias is not None:
             out = out + down_bias[e]
         y[t] += weight * out
     return y.astype(np.float32)
+
+
+def _matrix(
+    stored: Mapping[str, Array], side: str, expert: int, attributes: GroupedExperts
+) -> NDArray[Any]:
+    """An expert's ``up`` or ``down`` matrix, in float64."""
+    storage = attributes.storage
+    columns = attributes.hidden_size if side == "up" else attributes.intermediate_size
+    parts = {part: stored[f"{side}_{part}"][expert] for part in storage.parts}
+    return dequantize(storage, parts, columns).astype(np.float64)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_export.ops.dequantize import dequantize
 from moe_export.ops.record import OpAttributes, require
 from moe_export.ops.spec_rows import ExpertCombine, ExpertDispatch, GroupedMatMul
 
+Array = NDArray[Any]
 Float = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
@@ -49,34 +52,41 @@ def expert_dispatch(
 
 def grouped_matmul(
     rows: Float,
-    weight: Float,
+    weight: Array,
     group_ends: Int32,
     attributes: GroupedMatMul,
     bias: Float | None = None,
+    **quantization: Array,
 ) -> Float:
     """Multiply each row by its expert's matrix, in float64 inside.
 
     Args:
         rows: ``[M, in_features]``, sorted by expert.
-        weight: ``[E, out_features, in_features]``.
+        weight: ``[E, out_features, in_features]``, as ``weight_type`` says.
         group_ends: ``[E]``, the end of each expert's rows.
-        attributes: The node's attributes.
+        attributes: The node's attributes; the weight is row-major.
         bias: ``[E, out_features]``, with ``has_bias``.
+        **quantization: ``scale`` and ``zero``, as needed.
 
     Returns:
         ``[M, out_features]`` in rows' type; zeros from row ``group_ends[E - 1]`` on.
 
     Raises:
-        ContractError: a shape or a value of ``group_ends`` breaks a constraint.
+        ContractError: a shape, the storage of the weight or a value of ``group_ends`` breaks a
+            constraint.
     """
-    shapes = {"rows": rows.shape, "weight": weight.shape, "group_ends": group_ends.shape}
-    _check_shapes(attributes, shapes | ({} if bias is None else {"bias": bias.shape}))
+    given = {"rows": rows, "weight": weight, "group_ends": group_ends}
+    given |= quantization if bias is None else {"bias": bias} | quantization
+    _check_shapes(attributes, {name: array.shape for name, array in given.items()})
     attributes.check_group_ends(group_ends.tolist(), rows.shape[0])
     y = np.zeros((rows.shape[0], attributes.out_features), np.float64)
     begin = 0
+    storage = attributes.storage
     for e, end in enumerate(group_ends.tolist()):
+        parts = {part: given[part][e] for part in storage.parts}
+        matrix = dequantize(storage, parts, attributes.in_features).astype(np.float64)
         for m in range(begin, end):
-            y[m] = weight[e].astype(np.float64) @ rows[m].astype(np.float64)
+            y[m] = matrix @ rows[m].astype(np.float64)
             if bias is not None:
                 y[m] += bias[e]
         begin = end

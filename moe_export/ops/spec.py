@@ -17,11 +17,11 @@ from moe_export.ops.record import (
     OpAttributes,
     WeightLayout,
     WeightType,
-    check_storage,
     documented,
     require,
 )
 from moe_export.ops.spec_rows import ExpertCombine, ExpertDispatch, GroupedMatMul
+from moe_export.ops.storage import WeightStorage
 
 __all__ = [
     "DOMAIN",
@@ -189,7 +189,14 @@ class GroupedExperts(OpAttributes):
             "experts_c8",
             "limit and up_offset belong to gated experts",
         )
-        check_storage(self.weight_type, self.block_size, self.has_zero_point, "experts_c9")
+        self.storage.check((self.hidden_size, self.intermediate_size), "experts_c9")
+
+    @property
+    def storage(self) -> WeightStorage:
+        """How ``up_weight`` and ``down_weight`` are stored."""
+        return WeightStorage(
+            self.weight_type, self.block_size, self.has_zero_point, self.weight_layout
+        )
 
     @property
     def up_rows(self) -> int:
@@ -201,10 +208,8 @@ class GroupedExperts(OpAttributes):
         names = ["x", "expert_ids", "expert_weights", "up_weight", "down_weight"]
         if self.has_bias:
             names += ["up_bias", "down_bias"]
-        if self.weight_type in QUANTIZED_TYPES:
-            names += ["up_scale", "down_scale"]
-        if self.has_zero_point:
-            names += ["up_zero", "down_zero"]
+        for part in self.storage.parts[1:]:
+            names += [f"up_{part}", f"down_{part}"]
         return tuple(names)
 
     def parameter_names(self) -> tuple[str, ...]:
@@ -212,12 +217,13 @@ class GroupedExperts(OpAttributes):
         return self.input_names()[3:]
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the row-major weights and biases by input name."""
+        """Shapes of the stored inputs by name; without those that are not defined yet."""
         e, h, i, rows = self.num_experts, self.hidden_size, self.intermediate_size, self.up_rows
-        shapes: dict[str, tuple[int, ...]] = {"up_weight": (e, rows, h), "down_weight": (e, h, i)}
-        if self.has_bias:
-            shapes |= {"up_bias": (e, rows), "down_bias": (e, h)}
-        return shapes
+        shapes: dict[str, tuple[int, ...]] = {"up_bias": (e, rows), "down_bias": (e, h)}
+        for side, matrix in (("up", (rows, h)), ("down", (h, i))):
+            stored = self.storage.shapes(e, *matrix, gated=self.gated and side == "up")
+            shapes |= {f"{side}_{part}": shape for part, shape in (stored or {}).items()}
+        return {name: shapes[name] for name in self.parameter_names() if name in shapes}
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Check the inputs' shapes (experts_c1 to experts_c5).
@@ -241,8 +247,6 @@ class GroupedExperts(OpAttributes):
             "experts_c3",
             f"expert_weights must have expert_ids' shape {list(ids)}; found {list(weights)}",
         )
-        if self.weight_layout != "row_major" or self.weight_type in QUANTIZED_TYPES:
-            return
         for name, expected in self.weight_shapes().items():
             require(
                 shapes[name] == expected,

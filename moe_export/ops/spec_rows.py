@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from moe_export.ops.record import (
-    QUANTIZED_TYPES,
     OpAttributes,
     WeightLayout,
     WeightType,
-    check_storage,
     documented,
     require,
 )
+from moe_export.ops.storage import WeightStorage
 
 MAX_ROWS = 2**31 - 1
 
@@ -88,28 +87,32 @@ class GroupedMatMul(OpAttributes):
         """Check the values that need no tensor (matmul_c5, matmul_c6)."""
         for name in ("num_experts", "in_features", "out_features"):
             _check_minimum(name, getattr(self, name), 1, "matmul_c5")
-        check_storage(self.weight_type, self.block_size, self.has_zero_point, "matmul_c6")
+        self.storage.check((self.in_features,), "matmul_c6")
+
+    @property
+    def storage(self) -> WeightStorage:
+        """How ``weight`` is stored."""
+        return WeightStorage(
+            self.weight_type, self.block_size, self.has_zero_point, self.weight_layout
+        )
 
     def input_names(self) -> tuple[str, ...]:
         """The three fixed inputs, then bias, scale and zero points as the attributes say."""
         names = ["rows", "weight", "group_ends"]
         if self.has_bias:
             names.append("bias")
-        if self.weight_type in QUANTIZED_TYPES:
-            names.append("scale")
-        if self.has_zero_point:
-            names.append("zero")
-        return tuple(names)
+        return (*names, *self.storage.parts[1:])
 
     def parameter_names(self) -> tuple[str, ...]:
         """All inputs but ``rows`` and ``group_ends``."""
         return tuple(name for name in self.input_names() if name not in ("rows", "group_ends"))
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the row-major weight and the bias by input name."""
+        """Shapes of the stored inputs by name; without those that are not defined yet."""
         e, rows = self.num_experts, self.out_features
-        shapes: dict[str, tuple[int, ...]] = {"weight": (e, rows, self.in_features)}
-        return shapes | ({"bias": (e, rows)} if self.has_bias else {})
+        shapes: dict[str, tuple[int, ...]] = {"bias": (e, rows)}
+        shapes |= self.storage.shapes(e, rows, self.in_features) or {}
+        return {name: shapes[name] for name in self.parameter_names() if name in shapes}
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Check the inputs' shapes (matmul_c1 to matmul_c4)."""
@@ -124,8 +127,6 @@ class GroupedMatMul(OpAttributes):
             "matmul_c3",
             f"group_ends must be [E = {self.num_experts}]; found {list(ends)}",
         )
-        if self.weight_layout != "row_major" or self.weight_type in QUANTIZED_TYPES:
-            return
         for name, expected in self.weight_shapes().items():
             require(
                 shapes[name] == expected,

@@ -76,7 +76,7 @@ def grouped_experts(
         ``[T, H]`` in x's type.
 
     Raises:
-        ContractError: a shape breaks a constraint.
+        ContractError: a shape breaks a constraint, or the weights are not stored in float32.
     """
     layout = layout or SourceLayout()
     names = attributes.input_names()
@@ -85,6 +85,7 @@ def grouped_experts(
         "experts_inputs",
         f"expected {', '.join(names)}; found {len(tensors)} tensors",
     )
+    attributes.storage.check_plain("experts_c4")
     attributes.check_shapes(
         {n: layout.row_major_shape(n, t.shape) for n, t in zip(names, tensors, strict=True)}
     )

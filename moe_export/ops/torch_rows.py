@@ -69,6 +69,7 @@ def grouped_matmul(
         ContractError: a shape or a type breaks the contract.
     """
     tensors = [rows, weight, group_ends] if bias is None else [rows, weight, group_ends, bias]
+    attributes.storage.check_plain("matmul_c2")
     _check(attributes, tensors)
     _require_int32("group_ends", group_ends, attributes)
     y: Tensor = torch.ops.moe_export.grouped_matmul(

@@ -21,7 +21,10 @@ from moe_export.ops.spec import (
 
 ROOT = Path(__file__).resolve().parents[2]
 LABEL = r"\b(?:gating|experts|dispatch|matmul|combine)_(?:c\d+|inputs|attributes)\b"
-SPEC = [ROOT / "moe_export" / "ops" / name for name in ("record.py", "spec.py", "spec_rows.py")]
+SPEC = [
+    ROOT / "moe_export" / "ops" / name
+    for name in ("record.py", "spec.py", "spec_rows.py", "storage.py")
+]
 
 SIZES = {"num_experts": 4, "hidden_size": 8, "intermediate_size": 6}
 GATING = TopKGating(top_k=2)
@@ -85,6 +88,12 @@ def test_gating_values_are_refused_by_label_and_name(label, values, name):
         ("experts_c9", {"block_size": 32}, "block_size"),
         ("experts_c9", {"has_zero_point": True}, "zero points"),
         ("experts_c9", {"weight_type": "int8", "block_size": -1}, "block_size"),
+        ("experts_c9", {"weight_type": "int8", "block_size": 32}, "block_size of int8"),
+        ("experts_c9", {"weight_type": "int4", "block_size": 0}, "block_size of int4"),
+        ("experts_c9", {"weight_type": "int4", "block_size": 48}, "block_size of int4"),
+        ("experts_c9", {"weight_type": "mxfp4", "block_size": 64}, "block_size of mxfp4"),
+        ("experts_c9", {"weight_type": "int8", "has_zero_point": True}, "zero points"),
+        ("experts_c9", {"weight_type": "mxfp4", "block_size": 32}, "multiples of 32 columns"),
         ("experts_attributes", {"activation": "swish"}, "activation"),
         ("experts_attributes", {"alpha": float("nan")}, "alpha"),
         ("experts_attributes", {"up_offset": float("-inf")}, "up_offset"),
@@ -112,6 +121,8 @@ def test_experts_values_are_refused_by_label_and_name(label, values, name):
         (MATMUL, "matmul_c6", {"block_size": 32}, "block_size"),
         (MATMUL, "matmul_c6", {"has_zero_point": True}, "zero points"),
         (MATMUL, "matmul_c6", {"weight_type": "int8", "block_size": -1}, "block_size"),
+        (MATMUL, "matmul_c6", {"weight_type": "int4", "block_size": 16}, "block_size of int4"),
+        (MATMUL, "matmul_c6", {"weight_type": "mxfp4", "block_size": 32}, "multiples of 32"),
         (MATMUL, "matmul_attributes", {"weight_type": "float32"}, "weight_type"),
         (MATMUL, "matmul_attributes", {"has_bias": 1}, "has_bias"),
         (COMBINE, "combine_c5", {"hidden_size": 0}, "hidden_size"),
@@ -263,11 +274,12 @@ def test_inputs_with_gaps_or_wrong_count_are_refused(attributes, present):
 @pytest.mark.parametrize(
     ("values", "names"),
     [
+        ({"weight_type": "int8", "weight_layout": "cpu_v1"}, ()),
         ({}, ()),
         ({"has_bias": True}, ("bias",)),
         ({"weight_type": "int8"}, ("scale",)),
         (
-            {"weight_type": "int4", "has_zero_point": True, "has_bias": True},
+            {"weight_type": "int4", "block_size": 32, "has_zero_point": True, "has_bias": True},
             ("bias", "scale", "zero"),
         ),
     ],
@@ -283,8 +295,9 @@ def test_attributes_decide_the_optional_inputs_of_a_product(values, names):
     [
         ({"has_bias": True}, ("up_bias", "down_bias")),
         ({"weight_type": "int8"}, ("up_scale", "down_scale")),
+        ({"weight_type": "int8", "weight_layout": "cpu_v1"}, ()),
         (
-            {"weight_type": "int4", "has_zero_point": True, "has_bias": True},
+            {"weight_type": "int4", "block_size": 32, "has_zero_point": True, "has_bias": True},
             ("up_bias", "down_bias", "up_scale", "down_scale", "up_zero", "down_zero"),
         ),
     ],

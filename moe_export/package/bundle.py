@@ -187,8 +187,15 @@ class Bundle:
     @cached_property
     def runner(self) -> OnnxRuntimeRunner:
         """The session, opened at the first use."""
+        return self.open_runner()
+
+    def open_runner(self, *, profile: Path | None = None) -> OnnxRuntimeRunner:
+        """A session of its own; ``profile`` as for ``OnnxRuntimeRunner``."""
         return OnnxRuntimeRunner(
-            self.folder / MODEL_NAME, self._library(), num_threads=self.num_threads
+            self.folder / MODEL_NAME,
+            self._library(),
+            num_threads=self.num_threads,
+            profile=profile,
         )
 
     @property

@@ -43,6 +43,8 @@ class OnnxRuntimeRunner:
         library: The op library, or None to run the bodies in standard operators.
         num_threads: Threads inside an operator; 0 for ONNX Runtime's choice.
         data_folder: Where external data lies if ``model`` is bytes.
+        profile: What ONNX Runtime's profile of the session's runs is to be called, without the
+            time that is added; ``end_profile`` gives it.
 
     Raises:
         EnvironmentLacksError: onnxruntime is not installed or does not take the library.
@@ -56,6 +58,7 @@ class OnnxRuntimeRunner:
         *,
         num_threads: int = 0,
         data_folder: Path | None = None,
+        profile: Path | None = None,
     ) -> None:
         try:
             import onnxruntime
@@ -68,6 +71,9 @@ class OnnxRuntimeRunner:
         options.intra_op_num_threads = num_threads
         if data_folder is not None:
             options.add_session_config_entry(_DATA_FOLDER_KEY, str(data_folder))
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         if library is not None:
             try:
                 options.register_custom_ops_library(str(library))
@@ -138,6 +144,10 @@ class OnnxRuntimeRunner:
         named = {s.name: value for s, value in zip(self.outputs, results, strict=True)}
         arrays = {name: value.numpy() for name, value in named.items() if name not in keep}
         return arrays, {name: named[name] for name in keep}
+
+    def end_profile(self) -> Path:
+        """Write the profile of all runs so far, which ends it, and say where."""
+        return Path(self._session.end_profiling())
 
     def to_value(self, array: Array) -> Any:  # noqa: ANN401 - onnxruntime has no types
         """``array`` in the runtime's memory, to be passed as a kept input."""

@@ -34,7 +34,7 @@ def bench_layer(
     layer: Layer, limits: Limits, options: argparse.Namespace, console: Console
 ) -> list[Result]:
     """Prepare the contenders for one layer and time them at every number of tokens."""
-    chosen = [c for c in CONTENDERS if not options.only or options.only in c.name]
+    chosen = choose_contenders(options.only, console)
     results: list[Result] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         with console.status(f"{layer.name}: drawing weights"):
@@ -51,6 +51,15 @@ def bench_layer(
             results += found
             console.print(make_table(found))
     return results
+
+
+def choose_contenders(only: str | None, console: Console) -> list[Contender]:
+    """Those whose name holds ``only`` and whose package is there; says which are not."""
+    wanted = [c for c in CONTENDERS if not only or only in c.name]
+    for package in sorted({c.package for c in wanted if not c.is_installed}):
+        names = dict.fromkeys(c.name for c in wanted if c.package == package)
+        console.print(f"left out: {', '.join(names)} (pip install {package})")
+    return [c for c in wanted if c.is_installed]
 
 
 def make_table(results: Sequence[Result]) -> Table:

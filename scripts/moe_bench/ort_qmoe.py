@@ -8,11 +8,11 @@ from typing import Literal
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from moe_bench.layers import Floats, Weights
 from moe_bench.ort_moe import bind_logits, gate_attributes, interleaved
+from moe_bench.quantize import pack_nibbles, quantize_blocks
 from moe_bench.routing import Bind
 from moe_bench.sessions import external_weight, open_session, save_model
 
@@ -50,12 +50,10 @@ def _quantize(
     """Codes ``[E, N, K·bits/8]``, lower half bytes first, and scales ``[E, N, K/128]``."""
     codes, scales = [], []
     for weight in experts:
-        blocks = weight.reshape(len(weight), -1, _BLOCK)
-        scale = np.abs(blocks).max(-1, keepdims=True) / (2 ** (bits - 1) - 1)
-        rounded = np.rint(blocks / scale) + 2 ** (bits - 1)
-        code: NDArray[np.uint8] = rounded.astype(np.uint8).reshape(len(weight), -1)
-        codes.append(code if bits == 8 else code[:, 0::2] | code[:, 1::2] << 4)
-        scales.append(scale[..., 0])
+        signed, scale = quantize_blocks(weight, _BLOCK, bits)
+        code = signed.view(np.uint8) + np.uint8(2 ** (bits - 1))
+        codes.append(code if bits == 8 else pack_nibbles(code))
+        scales.append(scale)
     np.stack(codes).tofile(folder / f"{name}.bin")
     np.stack(scales).astype(np.float32).tofile(folder / f"{name}_scale.bin")
     return [

@@ -12,9 +12,11 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from bench_moe import choose_contenders
 from moe_bench.contenders import CONTENDERS
 from moe_bench.layers import LAYERS, Layer, draw_weights
 from moe_bench.routing import draw_call, exact
+from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[2]
 # Of the largest value. Four bits round to a fifteenth of a block's range, and products add up.
@@ -29,12 +31,21 @@ def weights(request, tmp_path_factory):
 
 @pytest.mark.parametrize("contender", CONTENDERS, ids=lambda c: f"{c.name} {c.width}")
 def test_contender_computes_the_layer(contender, weights):
+    if not contender.is_installed:
+        pytest.skip(f"needs {contender.package}: pip install '.[bench]'")
     bind = contender.prepare(weights)
     for tokens in (1, 9):
         call = draw_call(weights.layer, tokens, seed=tokens)
         expected = exact(weights, call, tokens)
         error = np.abs(bind(call)() - expected).max() / np.abs(expected).max()
         assert error <= BOUNDS[contender.width]
+
+
+def test_contender_that_is_not_installed_is_left_out_by_name(monkeypatch, capsys):
+    monkeypatch.setattr("moe_bench.contenders.find_spec", lambda name: None)
+    names = {contender.name for contender in choose_contenders("OpenVINO", Console())}
+    assert names == set()
+    assert "pip install openvino" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("skewed", [False, True])

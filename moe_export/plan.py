@@ -12,6 +12,11 @@ from moe_export.errors import UsageError
 Target = Literal["cpu", "portable"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 
+Weights = Literal["fp32", "fp16", "bf16", "int8", "int4", "mxfp4", "source"]
+WEIGHTS: tuple[Weights, ...] = get_args(Weights)
+INT4_BLOCKS = (32, 64, 128)
+_DEFAULT_BLOCK = 128
+
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "bool")
 
 
@@ -87,6 +92,11 @@ class BuildPlan:
         keep_going: Try every MoE layer before refusing the model, and list all that are refused.
         with_past: Export a causal model with its key/value cache, so that the bundle generates.
         telemetry: Add outputs that tell how each MoE layer spreads its tokens.
+        weights: How experts' weights are stored; ``source`` is the narrowest type that holds those
+            of a layer without rounding. All other weights stay in float32.
+        block_size: Columns that share a scale in int4; 128 where it is None.
+        zero_points: Give int4 blocks zero points.
+        max_error: Keep layers in float32 until the model's relative error is at most this.
         seed: Seeds every random draw.
     """
 
@@ -103,7 +113,47 @@ class BuildPlan:
     keep_going: bool = False
     with_past: bool = False
     telemetry: bool = False
+    weights: Weights = "fp32"
+    block_size: int | None = None
+    zero_points: bool = False
+    max_error: float | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse options that do not go together.
+
+        Raises:
+            UsageError: says which.
+        """
+        if self.weights not in WEIGHTS:
+            raise UsageError(f"weights {self.weights!r} is none of {', '.join(WEIGHTS)}")
+        if self.weights != "fp32" and self.target != "cpu":
+            raise UsageError(
+                f"--weights {self.weights} needs --target cpu: the operators of {self.target} take "
+                "float32 weights"
+            )
+        if self.block_size is not None and self.block_size not in INT4_BLOCKS:
+            raise UsageError(
+                f"--block-size {self.block_size} is none of {', '.join(map(str, INT4_BLOCKS))}"
+            )
+        if self.weights != "int4" and (self.block_size is not None or self.zero_points):
+            name = "--zero-points" if self.zero_points else "--block-size"
+            raise UsageError(f"{name} belongs to --weights int4; weights are {self.weights}")
+        if self.max_error is not None:
+            self._check_max_error(self.max_error)
+
+    def _check_max_error(self, max_error: float) -> None:
+        if not max_error > 0:
+            raise UsageError(f"--max-error must be above 0; found {max_error}")
+        if self.weights == "fp32":
+            raise UsageError("--max-error bounds what smaller weights cost: give --weights")
+        if not self.verify:
+            raise UsageError("--max-error needs the comparison with eager, which is skipped")
+
+    @property
+    def int4_block(self) -> int:
+        """Columns that share a scale in int4."""
+        return self.block_size or _DEFAULT_BLOCK
 
     def check_output(self) -> None:
         """Refuse an output that is in the way before any work is done.

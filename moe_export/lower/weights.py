@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
 import onnx_ir as ir
 
 from moe_export.errors import UnsupportedModelError
+from moe_export.lower.expert_tensor import Array, ExpertTensor
 from moe_export.ops.layout import SourceLayout
 from moe_export.ops.nodes import moe_nodes, node_attributes
 from moe_export.ops.onnx_ops import LAYOUT_KEY, node_layout
@@ -45,17 +43,12 @@ def _normalize(value: ir.Value, name: str, layout: SourceLayout) -> None:
     tensor = value.const_value
     if tensor is None or {node.domain for node, _ in value.uses()} != {DOMAIN}:
         raise UnsupportedModelError(f"{value.name} is read by other nodes than experts too")
-    shape = ir.Shape(layout.row_major_shape(name, tensor.shape.numpy()))
-    load = _loader(tensor, name, layout)
-    value.const_value = ir.LazyTensor(load, dtype=tensor.dtype, shape=shape, name=value.name)
-    value.shape = shape
+    shape = layout.row_major_shape(name, tensor.shape.numpy())
 
+    def read(expert: int) -> Array:
+        stored: Array = tensor.numpy()[expert : expert + 1]
+        row_major: Array = layout.to_row_major(name, stored)[0]
+        return row_major
 
-def _loader(
-    tensor: ir.TensorProtocol, name: str, layout: SourceLayout
-) -> Callable[[], ir.TensorProtocol]:
-    def load() -> ir.TensorProtocol:
-        rows = layout.to_row_major(name, tensor.numpy())
-        return ir.tensor(np.ascontiguousarray(rows), name=tensor.name)
-
-    return load
+    value.const_value = ExpertTensor(read, tensor.dtype, shape, value.name)
+    value.shape = ir.Shape(shape)

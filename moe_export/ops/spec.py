@@ -21,7 +21,7 @@ from moe_export.ops.record import (
     require,
 )
 from moe_export.ops.spec_rows import ExpertCombine, ExpertDispatch, GroupedMatMul
-from moe_export.ops.storage import WeightStorage
+from moe_export.ops.storage import ExpertMatrix, WeightStorage
 
 __all__ = [
     "DOMAIN",
@@ -189,7 +189,7 @@ class GroupedExperts(OpAttributes):
             "experts_c8",
             "limit and up_offset belong to gated experts",
         )
-        self.storage.check((self.hidden_size, self.intermediate_size), "experts_c9")
+        self.storage.check(self.matrices, "experts_c9")
 
     @property
     def storage(self) -> WeightStorage:
@@ -197,6 +197,12 @@ class GroupedExperts(OpAttributes):
         return WeightStorage(
             self.weight_type, self.block_size, self.has_zero_point, self.weight_layout
         )
+
+    @property
+    def matrices(self) -> tuple[ExpertMatrix, ...]:
+        """The up and the down projection."""
+        up = ExpertMatrix("up_", self.up_rows, self.hidden_size, self.gated)
+        return up, ExpertMatrix("down_", self.hidden_size, self.intermediate_size)
 
     @property
     def up_rows(self) -> int:
@@ -218,11 +224,11 @@ class GroupedExperts(OpAttributes):
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the stored inputs by name; without those that are not defined yet."""
-        e, h, i, rows = self.num_experts, self.hidden_size, self.intermediate_size, self.up_rows
-        shapes: dict[str, tuple[int, ...]] = {"up_bias": (e, rows), "down_bias": (e, h)}
-        for side, matrix in (("up", (rows, h)), ("down", (h, i))):
-            stored = self.storage.shapes(e, *matrix, gated=self.gated and side == "up")
-            shapes |= {f"{side}_{part}": shape for part, shape in (stored or {}).items()}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for matrix in self.matrices:
+            shapes[f"{matrix.prefix}bias"] = (self.num_experts, matrix.rows)
+            for part, shape in (self.storage.shapes(self.num_experts, matrix) or {}).items():
+                shapes[matrix.prefix + part] = shape
         return {name: shapes[name] for name in self.parameter_names() if name in shapes}
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -17,7 +17,7 @@ from moe_export.ops.record import (
     documented,
     require,
 )
-from moe_export.ops.storage import WeightStorage
+from moe_export.ops.storage import ExpertMatrix, WeightStorage
 
 MAX_ROWS = 2**31 - 1
 
@@ -87,7 +87,12 @@ class GroupedMatMul(OpAttributes):
         """Check the values that need no tensor (matmul_c5, matmul_c6)."""
         for name in ("num_experts", "in_features", "out_features"):
             _check_minimum(name, getattr(self, name), 1, "matmul_c5")
-        self.storage.check((self.in_features,), "matmul_c6")
+        self.storage.check(self.matrices, "matmul_c6")
+
+    @property
+    def matrices(self) -> tuple[ExpertMatrix, ...]:
+        """The one that it multiplies with."""
+        return (ExpertMatrix("", self.out_features, self.in_features),)
 
     @property
     def storage(self) -> WeightStorage:
@@ -109,9 +114,9 @@ class GroupedMatMul(OpAttributes):
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the stored inputs by name; without those that are not defined yet."""
-        e, rows = self.num_experts, self.out_features
-        shapes: dict[str, tuple[int, ...]] = {"bias": (e, rows)}
-        shapes |= self.storage.shapes(e, rows, self.in_features) or {}
+        e, (matrix,) = self.num_experts, self.matrices
+        shapes: dict[str, tuple[int, ...]] = {"bias": (e, matrix.rows)}
+        shapes |= self.storage.shapes(e, matrix) or {}
         return {name: shapes[name] for name in self.parameter_names() if name in shapes}
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:

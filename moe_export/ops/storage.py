@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from moe_export.ops.panels import packed_bytes
@@ -17,6 +17,23 @@ BLOCK_SIZES: Mapping[str, tuple[int, ...]] = {
 _MXFP4_BLOCK = 32
 # Types and layouts that the contract names and does not define yet.
 _UNDEFINED = ("fp8", "cuda_v1")
+
+
+@dataclass(frozen=True)
+class ExpertMatrix:
+    """A matrix ``[E, N, K]`` that a node multiplies with.
+
+    Attributes:
+        prefix: What the names of its inputs begin with: ``up_``, ``down_`` or nothing.
+        rows: N.
+        columns: K.
+        gated: Its rows are the gate's, then the up projection's: a packed layout mixes them.
+    """
+
+    prefix: str
+    rows: int
+    columns: int
+    gated: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,8 +59,8 @@ class WeightStorage:
             return ("weight",)
         return ("weight", "scale", "zero") if self.has_zero_point else ("weight", "scale")
 
-    def check(self, columns: tuple[int, ...], label: str) -> None:
-        """Check that the attributes go together, and suit matrices of so many columns.
+    def check(self, matrices: Sequence[ExpertMatrix], label: str) -> None:
+        """Check that the attributes go together, and suit the matrices.
 
         Raises:
             ContractError: begins with ``label``.
@@ -67,6 +84,7 @@ class WeightStorage:
                 label,
                 f"zero points belong to int4; weight_type is {kind}",
             )
+        columns = [matrix.columns for matrix in matrices]
         require(
             kind != "mxfp4" or all(count % _MXFP4_BLOCK == 0 for count in columns),
             label,
@@ -86,21 +104,13 @@ class WeightStorage:
             f"{self.weight_type} and {self.layout}",
         )
 
-    def shapes(
-        self, num_experts: int, rows: int, columns: int, *, gated: bool = False
-    ) -> dict[str, tuple[int, ...]] | None:
-        """Shape of each part of a matrix; None where the contract does not define it yet.
-
-        Args:
-            num_experts: E.
-            rows: N.
-            columns: K.
-            gated: The matrix is a gated up projection, whose rows a packed layout interleaves.
-        """
+    def shapes(self, num_experts: int, matrix: ExpertMatrix) -> dict[str, tuple[int, ...]] | None:
+        """Shape of each part of a matrix; None where the contract does not define it yet."""
         if self.weight_type in _UNDEFINED or self.layout in _UNDEFINED:
             return None
         if self.layout == "cpu_v1":
-            return {"weight": (num_experts, self.packed_bytes(rows, columns, gated=gated))}
+            return {"weight": (num_experts, self.packed_bytes(matrix))}
+        columns, rows = matrix.columns, matrix.rows
         width = -(-columns // 2) if self.weight_type in ("int4", "mxfp4") else columns
         shapes: dict[str, tuple[int, ...]] = {"weight": (num_experts, rows, width)}
         for part in self.parts[1:]:
@@ -108,13 +118,13 @@ class WeightStorage:
             shapes[part] = (num_experts, rows, *blocks)
         return shapes
 
-    def packed_bytes(self, rows: int, columns: int, *, gated: bool = False) -> int:
+    def packed_bytes(self, matrix: ExpertMatrix) -> int:
         """Bytes of one expert's matrix in the layout ``cpu_v1``."""
         return packed_bytes(
             self.weight_type,
-            rows,
-            columns,
-            gated=gated,
+            matrix.rows,
+            matrix.columns,
+            gated=matrix.gated,
             block_size=self.block_size,
             has_zero_point=self.has_zero_point,
         )

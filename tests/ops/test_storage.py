@@ -16,7 +16,7 @@ from moe_export.ops.dequantize import E2M1_VALUES, dequantize
 from moe_export.ops.panels import packed_bytes
 from moe_export.ops.portable import function_body
 from moe_export.ops.spec import DOMAIN, GroupedExperts, GroupedMatMul
-from moe_export.ops.storage import WeightStorage
+from moe_export.ops.storage import ExpertMatrix, WeightStorage
 
 INT4 = {"weight_type": "int4", "block_size": 32}
 ZEROS = INT4 | {"has_zero_point": True}
@@ -39,12 +39,12 @@ def rng():
     ],
 )
 def test_shapes_of_a_stored_matrix(values, shapes):
-    assert WeightStorage(**values).shapes(3, 5, 33) == shapes
+    assert WeightStorage(**values).shapes(3, ExpertMatrix("up_", 5, 33)) == shapes
 
 
 def test_storage_that_is_not_defined_has_no_shapes():
-    assert WeightStorage("fp8").shapes(1, 2, 3) is None
-    assert WeightStorage("fp32", layout="cuda_v1").shapes(1, 2, 3) is None
+    assert WeightStorage("fp8").shapes(1, ExpertMatrix("", 2, 3)) is None
+    assert WeightStorage("fp32", layout="cuda_v1").shapes(1, ExpertMatrix("", 2, 3)) is None
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_shapes_of_weights_scales_and_zeros_are_checked(values):
 def test_attributes_give_their_storage():
     attributes = GroupedExperts(**SIZES, **ZEROS, weight_layout="cpu_v1")
     assert attributes.storage == WeightStorage("int4", 32, True, "cpu_v1")
-    packed = attributes.storage.packed_bytes(64, 64, gated=True)
+    packed = attributes.storage.packed_bytes(attributes.matrices[0])
     assert attributes.weight_shapes()["up_weight"] == (2, packed)
     assert dataclasses.replace(attributes, weight_layout="row_major").storage.parts == (
         "weight",

@@ -1,0 +1,1 @@
+"""Stage 6: store expert weights in fewer bytes."""

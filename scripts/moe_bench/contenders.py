@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
-from moe_bench import openvino_moe, ort_moe, ort_qmoe, ours, torch_moe, unrolled
+from moe_bench import ggml_moe, openvino_moe, ort_moe, ort_qmoe, ours, torch_moe, unrolled
 from moe_bench.layers import Weights
 from moe_bench.routing import Bind
 
@@ -51,6 +51,9 @@ CONTENDERS = (
         Contender("OpenVINO", width, openvino_moe.preparer(width), package="openvino")
         for width in WEIGHT_BITS
     ),
+    Contender("ggml BF16", "bf16", ggml_moe.preparer("BF16"), package="ggml-python"),
+    Contender("ggml Q8_0", "int8", ggml_moe.preparer("Q8_0"), package="ggml-python"),
+    Contender("ggml Q4_0", "int4", ggml_moe.preparer("Q4_0"), package="ggml-python"),
     Contender("torch eager", "fp32", torch_moe.preparer("eager", "float32")),
     Contender("torch grouped_mm", "fp32", torch_moe.preparer("grouped_mm", "float32")),
     Contender("torch eager", "bf16", torch_moe.preparer("eager", "bfloat16")),

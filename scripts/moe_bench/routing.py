@@ -34,6 +34,10 @@ class Call:
         return len(np.unique(self.expert_ids))
 
 
+class Refused(Exception):  # noqa: N818 - no error: the table says it
+    """A contender cannot compute this layer, or this call; its text says why."""
+
+
 # Converts a call beforehand and returns what computes it.
 Bind = Callable[[Call], Callable[[], Floats]]
 

@@ -13,9 +13,10 @@ import pytest
 pytest.importorskip("transformers")
 
 from bench_moe import choose_contenders
+from moe_bench import ggml_moe
 from moe_bench.contenders import CONTENDERS
 from moe_bench.layers import LAYERS, Layer, draw_weights
-from moe_bench.routing import draw_call, exact
+from moe_bench.routing import Refused, draw_call, exact
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +40,13 @@ def test_contender_computes_the_layer(contender, weights):
         expected = exact(weights, call, tokens)
         error = np.abs(bind(call)() - expected).max() / np.abs(expected).max()
         assert error <= BOUNDS[contender.width]
+
+
+def test_ggml_refuses_rows_that_are_no_whole_blocks(tmp_path):
+    pytest.importorskip("ggml", reason="needs ggml-python: pip install '.[bench]'")
+    odd = draw_weights(Layer("odd", 40, 32, 2, 1), tmp_path)
+    with pytest.raises(Refused, match="Q8_0 takes rows of whole blocks of 32"):
+        ggml_moe.preparer("Q8_0")(odd)
 
 
 def test_contender_that_is_not_installed_is_left_out_by_name(monkeypatch, capsys):

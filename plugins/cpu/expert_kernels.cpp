@@ -10,7 +10,7 @@ const ExpertKernels& avx512_expert_kernels();
 
 const ExpertKernels& expert_kernels(Isa isa) {
 #ifdef MOE_EXPORT_X86
-  if (isa == Isa::kAvx512) return avx512_expert_kernels();
+  if (isa >= Isa::kAvx512) return avx512_expert_kernels();
   if (isa == Isa::kAvx2) return avx2_expert_kernels();
 #endif
   (void)isa;

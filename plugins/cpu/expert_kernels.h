@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "panel_layout.h"
 #include "spec/contract.h"
 
 namespace moe_export::cpu {
@@ -39,6 +40,16 @@ struct ExpertKernels {
   /// @param out    [num_tokens, linear.rows], rows `out_stride` floats apart.
   void (*project)(const LinearRows& linear, const float* tokens, int64_t num_tokens, float* out,
                   int64_t out_stride);
+
+  /// The inner part of an expert on the products of one panel (panel_layout.h).
+  /// @param products  [num_tokens, kPanelRows]; overwritten.
+  /// @param gate_bias of the panel's rows, or null; unused when ungated.
+  /// @param up_bias   of the panel's rows, or null.
+  /// @param count     hidden values that the panel makes for a token.
+  /// @param hidden    [num_tokens, count], rows `hidden_stride` floats apart.
+  void (*finish_up)(const GroupedExpertsAttributes& attributes, float* products, int64_t num_tokens,
+                    const float* gate_bias, const float* up_bias, int64_t count, float* hidden,
+                    int64_t hidden_stride);
 
   /// y = Σ_k weights[k] · slots[k], in order of k; a null slot adds nothing.
   /// @param slots [top_k] pointers to [width].

@@ -1,26 +1,15 @@
-// Kernels in vector extensions, compiled once per instruction set: the including file defines
-// MOE_EXPORT_LANES and MOE_EXPORT_MAX_TILE and is compiled with the set's flags. Everything is in
-// an anonymous namespace, and no standard header with code may be included: an inline function
-// compiled here could be the copy that the linker keeps for every caller, on any CPU.
+// Kernels for row-major weights, and the pointwise parts of an expert; compiled once per
+// instruction set: the including file defines MOE_EXPORT_LANES and MOE_EXPORT_MAX_TILE.
 #include "expert_kernels.h"
+#include "vectors.inl"
 
 namespace moe_export::cpu {
 namespace {
 
-constexpr int kLanes = MOE_EXPORT_LANES;
 constexpr int kMaxTile = MOE_EXPORT_MAX_TILE;
 constexpr int kVectors = kChunk / kLanes;
 constexpr int kTileRows = 4;
 constexpr float kInfinity = __builtin_inff();
-
-using Vec = float __attribute__((vector_size(kLanes * sizeof(float))));
-using VecInt = int32_t __attribute__((vector_size(kLanes * sizeof(float))));
-using VecUnaligned =
-    float __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(float)), may_alias));
-
-inline Vec load(const float* from) { return *reinterpret_cast<const VecUnaligned*>(from); }
-inline void store(float* to, Vec value) { *reinterpret_cast<VecUnaligned*>(to) = value; }
-inline Vec broadcast(float value) { return Vec{} + value; }
 
 inline float sum_of_lanes(Vec v) {
 #if MOE_EXPORT_LANES == 16
@@ -218,7 +207,32 @@ void combine(const float* const* slots, const float* weights, int64_t top_k, int
   }
 }
 
-constexpr ExpertKernels kKernels = {kMaxTile, project_up<>, project<>, combine};
+/// Adds `count` biases to each of `num_tokens` rows that lie `kPanelRows` floats apart.
+inline void add_bias(float* products, int64_t num_tokens, const float* bias, int64_t count) {
+  if (bias == nullptr) return;
+  for (int64_t m = 0; m < num_tokens; ++m) {
+    for (int64_t c = 0; c < count; ++c) products[m * kPanelRows + c] += bias[c];
+  }
+}
+
+void finish_up(const GroupedExpertsAttributes& attributes, float* products, int64_t num_tokens,
+               const float* gate_bias, const float* up_bias, int64_t count, float* hidden,
+               int64_t hidden_stride) {
+  constexpr int64_t kHalf = kPanelRows / 2;
+  const int64_t up = attributes.gated ? kHalf : 0;
+  if (attributes.gated) add_bias(products, num_tokens, gate_bias, count);
+  add_bias(products + up, num_tokens, up_bias, count);
+  const int64_t width = attributes.gated ? kHalf : kPanelRows;
+  for (int64_t m = 0; m < num_tokens; ++m) {
+    float* const row = products + m * kPanelRows;
+    for (int64_t c = 0; c < width; c += kLanes) {
+      store(row + c, inner(load(row + c), load(row + up + c), attributes));
+    }
+    for (int64_t c = 0; c < count; ++c) hidden[m * hidden_stride + c] = row[c];
+  }
+}
+
+constexpr ExpertKernels kKernels = {kMaxTile, project_up<>, project<>, finish_up, combine};
 
 }  // namespace
 }  // namespace moe_export::cpu

@@ -1,7 +1,10 @@
 #define MOE_EXPORT_LANES 4
 #define MOE_EXPORT_MAX_TILE 2
+#define MOE_EXPORT_PANEL_TILE 6
 #include "expert_kernels.inl"
+#include "panel_float.inl"
 
 namespace moe_export::cpu {
 const ExpertKernels& baseline_expert_kernels() { return kKernels; }
+const PanelKernels* baseline_panel_kernels(WeightType type) { return float_panel_kernels(type); }
 }  // namespace moe_export::cpu

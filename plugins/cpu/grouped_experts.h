@@ -16,12 +16,19 @@ struct GroupedExpertsTensors {
   int64_t top_k;
   const float* x;               ///< [T, H]
   const float* expert_weights;  ///< [T, K]
-  const float* up_weight;       ///< [E, 2·I, H], gate rows first ([E, I, H] ungated)
-  const float* down_weight;     ///< [E, H, I]
+  const void* up_weight;        ///< [E, 2·I, H], gate rows first ([E, I, H] ungated); or packed
+  const void* down_weight;      ///< [E, H, I]; or packed
   const float* up_bias;         ///< [E, 2·I] ([E, I] ungated), or null
   const float* down_bias;       ///< [E, H], or null
   float* y;                     ///< [T, H]
 };
+
+/// Bytes of one expert's packed weights; both 0 for row-major ones.
+struct PackedExpertBytes {
+  int64_t up;
+  int64_t down;
+};
+PackedExpertBytes packed_expert_bytes(const GroupedExpertsAttributes& attributes);
 
 /// The rows that a call's ids make, and their tiles for `isa`.
 struct GroupedExpertsPlan {
@@ -30,7 +37,7 @@ struct GroupedExpertsPlan {
   Isa isa;
 };
 
-/// Plans a call.
+/// Plans a call; there must be kernels for the weights.
 /// @param ids [T, K], `num_pairs` = T · K of them; those out of range cost neither work nor
 /// scratch.
 GroupedExpertsPlan plan_grouped_experts(const GroupedExpertsAttributes& attributes,
@@ -40,7 +47,8 @@ GroupedExpertsPlan plan_grouped_experts(const GroupedExpertsAttributes& attribut
 size_t grouped_experts_workspace_bytes(const GroupedExpertsAttributes& attributes,
                                        const GroupedExpertsPlan& plan);
 
-/// Computes `GroupedExperts` in float32. The bits of a token's row of `y` depend on that token, its
+/// Computes `GroupedExperts`: row-major weights in float32, packed ones (panel_layout.h) as their
+/// kernels do (panel_kernels.h). The bits of a token's row of `y` depend on that token, its
 /// ids and weights, and on the plan's `isa`; not on the pool nor on the other tokens.
 /// @param plan      of the ids that belong to `tensors`.
 /// @param workspace `grouped_experts_workspace_bytes` bytes, aligned to `kWorkspaceAlignment`.

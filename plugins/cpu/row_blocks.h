@@ -49,6 +49,7 @@ struct WeightedRows {
   int64_t num_tokens;
   int64_t top_k;
   int64_t width;
+  int64_t stride;        ///< floats from one row to the next
   const float* rows;     ///< [.., width]
   const Row* row_map;    ///< [num_tokens, top_k], the row of each slot; negative ones add nothing
   const float* weights;  ///< [num_tokens, top_k], or null for weights of 1
@@ -66,7 +67,7 @@ void combine_rows(ThreadPool& pool, const ExpertKernels& kernels, const Weighted
     for (int64_t t = first; t < last; ++t) {
       for (int64_t k = 0; k < top_k; ++k) {
         const int64_t row = call.row_map[t * top_k + k];
-        slots[k] = row < 0 ? nullptr : call.rows + row * call.width;
+        slots[k] = row < 0 ? nullptr : call.rows + row * call.stride;
       }
       const float* const weights = call.weights ? call.weights + t * top_k : ones.data();
       kernels.combine(slots.data(), weights, top_k, call.width, call.y + t * call.width);

@@ -23,7 +23,7 @@ GroupedExpertsKernel::GroupedExpertsKernel(const OrtApi* api, const OrtKernelInf
 
 void GroupedExpertsKernel::check_attributes() const {
   const auto& a = attributes_;
-  check_stored_weights(a, "experts_c4", "experts_c9");
+  check_stored_weights(a, {a.hidden_size, a.intermediate_size}, "experts_c4", "experts_c9");
   check_minimum("experts_c6", "num_experts", a.num_experts, 1);
   check_minimum("experts_c6", "hidden_size", a.hidden_size, 1);
   check_minimum("experts_c6", "intermediate_size", a.intermediate_size, 1);
@@ -48,21 +48,27 @@ void GroupedExpertsKernel::compute(OrtKernelContext* context) const {
            "; found " + to_string(weights.shape);
   });
   const int64_t up_rows = a.intermediate_size * (a.gated ? 2 : 1);
-  const auto stored = [&](size_t index, const char* label, const char* name, const Shape& shape) {
-    return io.floats(index, "experts_inputs", label, name, shape);
-  };
-  const auto up = stored(3, "experts_c4", "up_weight", {a.num_experts, up_rows, a.hidden_size});
-  const auto down =
-      stored(4, "experts_c4", "down_weight", {a.num_experts, a.hidden_size, a.intermediate_size});
+  const cpu::PackedExpertBytes packed = cpu::packed_expert_bytes(a);
+  const TensorView up = io.weights(3, "experts_inputs", "experts_c4", "up_weight",
+                                   {a.num_experts, up_rows, a.hidden_size}, packed.up);
+  const TensorView down =
+      io.weights(4, "experts_inputs", "experts_c4", "down_weight",
+                 {a.num_experts, a.hidden_size, a.intermediate_size}, packed.down);
   TensorView up_bias, down_bias;
   if (a.has_bias) {
-    up_bias = stored(5, "experts_c5", "up_bias", {a.num_experts, up_rows});
-    down_bias = stored(6, "experts_c5", "down_bias", {a.num_experts, a.hidden_size});
+    up_bias = io.floats(5, "experts_inputs", "experts_c5", "up_bias", {a.num_experts, up_rows});
+    down_bias =
+        io.floats(6, "experts_inputs", "experts_c5", "down_bias", {a.num_experts, a.hidden_size});
   }
-  const cpu::GroupedExpertsTensors tensors = {
-      routed.num_tokens(), routed.top_k(),     routed.x.floats(),
-      weights.floats(),    up.floats(),        down.floats(),
-      up_bias.floats(),    down_bias.floats(), io.output<float>(0, routed.x.shape)};
+  const cpu::GroupedExpertsTensors tensors = {routed.num_tokens(),
+                                              routed.top_k(),
+                                              routed.x.floats(),
+                                              weights.floats(),
+                                              up.data,
+                                              down.data,
+                                              up_bias.floats(),
+                                              down_bias.floats(),
+                                              io.output<float>(0, routed.x.shape)};
   const cpu::GroupedExpertsPlan plan =
       cpu::plan_grouped_experts(a, routed.ids, routed.num_tokens() * routed.top_k(), isa_);
   const Workspace workspace(cpu::grouped_experts_workspace_bytes(a, plan));

@@ -31,7 +31,7 @@ GroupedMatMulKernel::GroupedMatMulKernel(const OrtApi* api, const OrtKernelInfo*
     : api_(api), isa_(cpu::choose_isa()) {
   const auto& a = attributes_;
   attributes_.visit(AttributeReader(api, info, "matmul_attributes"));
-  check_stored_weights(a, "matmul_c2", "matmul_c6");
+  check_stored_weights(a, {a.in_features}, "matmul_c2", "matmul_c6");
   check_minimum("matmul_c5", "num_experts", a.num_experts, 1);
   check_minimum("matmul_c5", "in_features", a.in_features, 1);
   check_minimum("matmul_c5", "out_features", a.out_features, 1);
@@ -50,7 +50,8 @@ void GroupedMatMulKernel::compute(OrtKernelContext* context) const {
            to_string(rows.shape);
   });
   const TensorView weight =
-      io.floats(1, inputs, "matmul_c2", "weight", {a.num_experts, a.out_features, a.in_features});
+      io.weights(1, inputs, "matmul_c2", "weight", {a.num_experts, a.out_features, a.in_features},
+                 cpu::packed_matrix_bytes(a));
   const TensorView ends = io.input(2, inputs, "group_ends", {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32});
   require(ends.shape == Shape{a.num_experts}, "matmul_c3", [&] {
     return "group_ends must be [E = " + to_string(a.num_experts) + "]; found " +
@@ -63,10 +64,10 @@ void GroupedMatMulKernel::compute(OrtKernelContext* context) const {
     bias = io.floats(3, inputs, "matmul_c4", "bias", {a.num_experts, a.out_features});
   }
   const int64_t num_used_rows = ends.int32s()[a.num_experts - 1];
-  const Workspace workspace(cpu::grouped_matmul_workspace_bytes(a, num_used_rows));
+  const Workspace workspace(cpu::grouped_matmul_workspace_bytes(a, isa_, num_used_rows));
   SessionThreadPool pool(api_, context);
   cpu::grouped_matmul(a,
-                      {num_rows, rows.floats(), weight.floats(), ends.int32s(), bias.floats(),
+                      {num_rows, rows.floats(), weight.data, ends.int32s(), bias.floats(),
                        io.output<float>(0, {num_rows, a.out_features})},
                       isa_, workspace.data(), pool);
 }

@@ -54,7 +54,21 @@ TensorView KernelIo::input(size_t index, const std::string& label, const std::st
 
 TensorView KernelIo::floats(size_t index, const std::string& inputs, const std::string& label,
                             const std::string& name, const Shape& expected) const {
-  const TensorView view = input(index, inputs, name, {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT});
+  return shaped(index, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, inputs, label, name, expected);
+}
+
+TensorView KernelIo::weights(size_t index, const std::string& inputs, const std::string& label,
+                             const std::string& name, const Shape& row_major,
+                             int64_t packed_bytes) const {
+  if (packed_bytes == 0) return floats(index, inputs, label, name, row_major);
+  return shaped(index, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, inputs, label, name,
+                {row_major[0], packed_bytes});
+}
+
+TensorView KernelIo::shaped(size_t index, ONNXTensorElementDataType type, const std::string& inputs,
+                            const std::string& label, const std::string& name,
+                            const Shape& expected) const {
+  const TensorView view = input(index, inputs, name, {type});
   require(view.shape == expected, label, [&] {
     return name + " must be " + to_string(expected) + "; found " + to_string(view.shape);
   });

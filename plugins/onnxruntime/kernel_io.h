@@ -42,6 +42,12 @@ class KernelIo {
   TensorView floats(size_t index, const std::string& inputs, const std::string& label,
                     const std::string& name, const Shape& expected) const;
 
+  /// Input `index`, weights of E experts: float32 of the shape `row_major`, or packed.
+  /// @param packed_bytes bytes of one expert's panels, 0 where weights are row-major.
+  /// @throws ContractError the input is left out, or has another type or shape.
+  TensorView weights(size_t index, const std::string& inputs, const std::string& label,
+                     const std::string& name, const Shape& row_major, int64_t packed_bytes) const;
+
   /// Data of output `index`, allocated with `shape`.
   template <class T>
   T* output(size_t index, const Shape& shape) const {
@@ -49,6 +55,9 @@ class KernelIo {
   }
 
  private:
+  TensorView shaped(size_t index, ONNXTensorElementDataType type, const std::string& inputs,
+                    const std::string& label, const std::string& name, const Shape& expected) const;
+
   void* allocate_output(size_t index, const Shape& shape) const;
 
   const OrtApi* api_;

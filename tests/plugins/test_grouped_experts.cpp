@@ -291,11 +291,10 @@ void test_routings(Isa isa, const std::string& suffix) {
 }  // namespace
 
 int main() {
-  const std::string names[] = {"_baseline", "_avx2", "_avx512"};
   for (int isa = 0; isa <= static_cast<int>(cpu::choose_isa()); ++isa) {
     for (const auto test :
          {test_shapes, test_forms, test_activation_extremes, test_independence, test_routings}) {
-      test(static_cast<Isa>(isa), names[isa]);
+      test(static_cast<Isa>(isa), std::string("_") + cpu::isa_name(static_cast<Isa>(isa)));
     }
   }
   return test::finish();

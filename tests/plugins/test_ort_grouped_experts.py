@@ -119,7 +119,7 @@ def test_same_bits_for_any_number_of_threads(rng):
     assert one.tobytes() == two.tobytes()
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512_bf16", "amx"])
 def test_instruction_sets(rng, monkeypatch, isa):
     monkeypatch.setenv("MOE_EXPORT_ISA", isa)
     check(SMALL, make_inputs(rng, SMALL, num_tokens=40))
@@ -161,10 +161,24 @@ def test_experts_attributes_names_the_missing_one(rng, name):
         ({"activation": "swish"}, "experts_attributes: activation must be one of silu, .*'swish'"),
         ({"alpha": "1"}, "experts_attributes: the node needs attribute alpha of type float"),
         (
-            {"weight_type": "int4"},
-            "experts_c4: this library computes weight_type fp32 only; found int4",
+            {"weight_type": "int4", "block_size": 32},
+            "experts_c4: this library does not compute weight_type int4 in layout row_major",
         ),
-        ({"weight_layout": "cpu_v1"}, "experts_c4: this library computes weight_layout row_major"),
+        (
+            {"weight_type": "fp8", "weight_layout": "cpu_v1"},
+            "experts_c4: this library does not compute weight_type fp8 in layout cpu_v1",
+        ),
+        ({"weight_layout": "cuda_v1"}, "experts_c4: this library computes weight_layout row_major"),
+        ({"weight_type": "int4", "block_size": 48}, "experts_c9: block_size must be 32, 64 or 128"),
+        (
+            {"weight_type": "int8", "block_size": 32},
+            "experts_c9: .* 0 otherwise; found 32 with int8",
+        ),
+        ({"has_zero_point": 1}, "experts_c9: has_zero_point belongs to int4"),
+        (
+            {"weight_type": "mxfp4", "block_size": 32, "weight_layout": "cpu_v1"},
+            "experts_c9: mxfp4 needs multiples of 32 columns; found",
+        ),
         ({"num_experts": 0}, "experts_c6: num_experts must be at least 1; found 0"),
         ({"first_expert": -1}, "experts_c6: first_expert"),
         ({"limit": -1.0}, "experts_c7: limit"),

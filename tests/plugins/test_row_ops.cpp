@@ -139,7 +139,8 @@ Product random_product(int64_t in, int64_t out, const Rows& group_ends, int64_t 
 Floats multiply(const Product& product, Isa isa, cpu::ThreadPool& pool) {
   const auto& a = product.attributes;
   Floats y(product.num_rows() * a.out_features, kNan);
-  const test::Scratch workspace(cpu::grouped_matmul_workspace_bytes(a, product.group_ends.back()));
+  const test::Scratch workspace(
+      cpu::grouped_matmul_workspace_bytes(a, isa, product.group_ends.back()));
   cpu::grouped_matmul(
       a,
       {product.num_rows(), product.rows.data(), product.weight.data(), product.group_ends.data(),
@@ -288,10 +289,9 @@ void test_combine(Isa isa, const std::string& suffix) {
 
 int main() {
   test_dispatch();
-  const std::string names[] = {"_baseline", "_avx2", "_avx512"};
   for (int isa = 0; isa <= static_cast<int>(cpu::choose_isa()); ++isa) {
     for (const auto test : {test_product_shapes, test_product_independence, test_combine}) {
-      test(static_cast<Isa>(isa), names[isa]);
+      test(static_cast<Isa>(isa), std::string("_") + cpu::isa_name(static_cast<Isa>(isa)));
     }
   }
   return test::finish();

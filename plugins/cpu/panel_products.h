@@ -1,0 +1,76 @@
+#pragma once
+#include <cstdint>
+#include <memory>
+
+#include "expert_plan.h"
+#include "panel_kernels.h"
+
+namespace moe_export::cpu {
+
+/// Packed rows of a call: row r's token is within the tile that holds it.
+struct PackedTokens {
+  char* data;
+  int64_t row_bytes;  ///< of a token's place
+
+  /// The tile whose first row is `begin`.
+  char* tile(int64_t begin) const { return data + begin * row_bytes; }
+};
+
+/// Some panels of one expert's matrix.
+struct PanelRange {
+  const char* panels;  ///< the expert's first
+  int64_t first;
+  int64_t last;
+  const char* after;  ///< what the thread reads next, or null
+  int64_t after_bytes;
+};
+
+/// Writes `count` of one token's products, with their bias if there is one.
+inline void store_products(const float* products, const float* bias, int64_t count, float* to) {
+  for (int64_t c = 0; c < count; ++c) to[c] = bias ? products[c] + bias[c] : products[c];
+}
+
+/// Multiplies panels with tokens, on one thread; made for a task.
+class PanelProducts {
+ public:
+  PanelProducts(const PanelKernels& kernels, const PanelLayout& layout)
+      : kernels_(kernels),
+        layout_(layout),
+        scratch_(new char[kernels.scratch_bytes(layout)]),
+        out_(new float[kernels.max_tile * kPanelRows]) {
+    kernels_.begin();
+  }
+  ~PanelProducts() { kernels_.end(); }
+  PanelProducts(const PanelProducts&) = delete;
+  PanelProducts& operator=(const PanelProducts&) = delete;
+
+  /// Calls `finish(panel, tile, products)` for every panel and tile; products are
+  /// [tile.size, kPanelRows] and may be overwritten.
+  template <class Finish>
+  void run(const PanelRange& range, const RowTile* tiles, int64_t num_tiles,
+           const PackedTokens& tokens, Finish&& finish) {
+    const int64_t num_steps = num_tiles * kernels_.num_steps(layout_);
+    for (int64_t p = range.first; p < range.last; ++p) {
+      const char* const panel = range.panels + p * layout_.panel_bytes;
+      const bool last = p + 1 == range.last;
+      Ahead ahead = last ? Ahead::of(range.after, range.after_bytes, num_steps)
+                         : Ahead::of(panel + layout_.panel_bytes, layout_.panel_bytes, num_steps);
+      bool decoded = false;
+      for (int64_t i = 0; i < num_tiles; ++i) {
+        const char* const tile = tokens.tile(tiles[i].begin);
+        const PanelCall call = {&layout_,       panel,    tile,  tiles[i].size,
+                                scratch_.get(), &decoded, &ahead};
+        kernels_.multiply(call, out_.get());
+        finish(p, tiles[i], out_.get());
+      }
+    }
+  }
+
+ private:
+  const PanelKernels& kernels_;
+  const PanelLayout& layout_;
+  const std::unique_ptr<char[]> scratch_;
+  const std::unique_ptr<float[]> out_;
+};
+
+}  // namespace moe_export::cpu

@@ -40,7 +40,7 @@ def pack_rows(
         weight_type: How the weights are stored.
         weight: ``[N, K]`` float32, float16, bfloat16 or int8; ``[N, K / 2]`` bytes of codes for
             int4 and mxfp4, the lower half of a byte first.
-        scale: ``[N]`` (int8) or ``[N, K / block_size]`` (int4) float32; bytes of exponents for mxfp4.
+        scale: ``[N]`` (int8) or ``[N, K / block_size]`` (int4) float32; bytes of exponents (mxfp4).
         zero: ``[N, K / block_size]`` codes that mean zero; 8 where left out.
         block_size: Columns per scale; 0 for one scale per row.
         gated: The rows are the gate's, then the up projection's: a panel holds 16 of each.

@@ -107,7 +107,7 @@ def test_missing_attribute_is_named(rng, op_type, name):
         (
             "GroupedMatMul",
             {"weight_type": "int8"},
-            "matmul_c2: .* does not compute weight_type int8",
+            "matmul_c2: .* weight_type int8 in",
         ),
         ("GroupedMatMul", {"weight_layout": "cuda_v1"}, "matmul_c2: .* weight_layout row_major"),
         ("GroupedMatMul", {"weight_type": "fp31"}, "matmul_attributes: weight_type must be one"),

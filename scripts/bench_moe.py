@@ -1,12 +1,13 @@
-"""Time one MoE layer in this library, ONNX Runtime and PyTorch, side by side in one process.
+"""Time one MoE layer in this library and in its peers, side by side in one process.
 
     python scripts/bench_moe.py                                # OLMoE, 1 to 1024 tokens
     python scripts/bench_moe.py qwen3 mixtral --tokens 1,64
-    python scripts/bench_moe.py olmoe --skewed --json results.json
+    python scripts/bench_moe.py olmoe --routing skewed --json results.json
 
 Contenders take turns, with two threads each; times are medians. Read bandwidth, the float32 peak
 and PyTorch's dense bf16 product are measured in the same rounds: absolute times mean little on a
-shared machine, shares and ratios more. A peer's ratio is its time over ours, of the same width.
+shared machine, shares and ratios more. Contenders of one weight width are in memory together, and
+fewer where they do not fit; ours of that width is always among them.
 """
 
 from __future__ import annotations
@@ -17,40 +18,65 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from moe_bench.compare import LEGEND
 from moe_bench.contenders import CONTENDERS, Contender
-from moe_bench.layers import LAYERS, Layer, draw_weights
+from moe_bench.groups import make_groups, release
+from moe_bench.layers import LAYERS, Layer, Weights, draw_weights
 from moe_bench.limits import Limits
-from moe_bench.measure import Result, measure
+from moe_bench.measure import Bound, Refusal, Result, measure
 from moe_bench.record import RECORD, write_readme, write_results
-from moe_bench.routing import Bind
+from moe_bench.routing import Refused, draw_case
 from moe_bench.sessions import THREADS
+from moe_bench.tables import case_tables
 from rich.console import Console
-from rich.table import Table
 
 TOKENS = "1,4,16,64,256,1024"
 
 
 def bench_layer(
     layer: Layer, limits: Limits, options: argparse.Namespace, console: Console
-) -> list[Result]:
-    """Prepare the contenders for one layer and time them at every number of tokens."""
-    chosen = choose_contenders(options.only, console)
-    results: list[Result] = []
+) -> tuple[list[Result], list[Refusal]]:
+    """Time every contender on every case of one layer, group by group."""
+    results, refusals = list[Result](), list[Refusal]()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         with console.status(f"{layer.name}: drawing weights"):
             weights = draw_weights(layer, Path(folder))
-        bound: list[tuple[Contender, Bind]] = []
-        for contender in chosen:
-            with console.status(f"{layer.name}: preparing {contender.name}"):
+            cases = [
+                draw_case(weights, int(tokens), skewed=routing == "skewed")
+                for routing in options.routing.split(",")
+                for tokens in options.tokens.split(",")
+            ]
+        for group in make_groups(choose_contenders(options.only, console), layer):
+            bound, refused = _prepare(group, weights, console)
+            refusals += refused
+            for case in cases:
+                with console.status(f"{layer.name}, {group[0].width}: {case.tokens} tokens"):
+                    found, refused = measure(layer, bound, case, options.rounds, limits)
+                # Ours is in every group of its width, for the ratios: one result is enough.
+                known = {(r.contender, r.width, r.tokens, r.skewed) for r in results if r.ours}
+                results += [
+                    r for r in found if (r.contender, r.width, r.tokens, r.skewed) not in known
+                ]
+                refusals += refused
+            bound.clear()
+            release(weights)
+    return results, refusals
+
+
+def _prepare(
+    group: Sequence[Contender], weights: Weights, console: Console
+) -> tuple[list[Bound], list[Refusal]]:
+    bound, refusals = list[Bound](), list[Refusal]()
+    for contender in group:
+        with console.status(f"{weights.layer.name}: preparing {contender.name} {contender.width}"):
+            try:
                 bound.append((contender, contender.prepare(weights)))
-        for tokens in map(int, options.tokens.split(",")):
-            with console.status(f"{layer.name}: {tokens} tokens"):
-                found = measure(
-                    weights, bound, tokens, options.rounds, limits, skewed=options.skewed
-                )
-            results += found
-            console.print(make_table(found))
-    return results
+            except Refused as refusal:
+                said = (weights.layer.name, 0, contender.name, contender.width, str(refusal))
+                refusals.append(Refusal(*said))
+    if group[0].width != "fp32":  # each holds its own copy by now
+        weights.release_pages()
+    return bound, refusals
 
 
 def choose_contenders(only: str | None, console: Console) -> list[Contender]:
@@ -62,26 +88,10 @@ def choose_contenders(only: str | None, console: Console) -> list[Contender]:
     return [c for c in wanted if c.is_installed]
 
 
-def make_table(results: Sequence[Result]) -> Table:
-    """One row per contender; the ratio is the peer's time over ours."""
-    first = results[0]
-    routing = "skewed" if first.skewed else "uniform"
-    title = f"{first.layer}, {first.tokens} tokens, {routing}: {first.hit:.0f} experts hit"
-    table = Table("contender", "weights", "ms", "peer / ours", "read", "peak", "error", title=title)
-    ours = {result.width: result.seconds for result in results if result.ours}
-    for result in results:
-        own = ours.get(result.width)
-        ratio = "" if result.ours or own is None else f"{result.seconds / own:.2f}"
-        table.add_row(
-            result.contender,
-            result.width,
-            f"{result.seconds * 1e3:.2f}",
-            ratio,
-            f"{result.read_share:.0%}",
-            f"{result.peak_share:.0%}",
-            f"{result.error:.0e}",
-        )
-    return table
+def _routing(text: str) -> str:
+    if not set(text.split(",")) <= {"uniform", "skewed"}:
+        raise argparse.ArgumentTypeError(f"{text}: expected uniform, skewed or uniform,skewed")
+    return text
 
 
 def main() -> None:
@@ -90,7 +100,9 @@ def main() -> None:
     parser.add_argument("layers", nargs="*", default=["olmoe"], choices=[*LAYERS], metavar="LAYER")
     parser.add_argument("--tokens", default=TOKENS, help=f"numbers of tokens; {TOKENS} if left out")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--skewed", action="store_true", help="Zipf's law instead of even routing")
+    parser.add_argument(
+        "--routing", type=_routing, default="uniform", help="uniform, skewed (Zipf's law), or both"
+    )
     parser.add_argument("--only", help="contenders whose name holds this text")
     parser.add_argument("--folder", type=Path, help="where the weights are written meanwhile")
     parser.add_argument("--json", type=Path, help="keep the results and the machine here")
@@ -100,13 +112,17 @@ def main() -> None:
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
         limits = Limits(Path(folder))
-    results: list[Result] = []
+    results, refusals = list[Result](), list[Refusal]()
     for name in options.layers:
-        results += bench_layer(LAYERS[name], limits, options, console)
-    if options.json:
-        write_results(options.json, results)
+        found, refused = bench_layer(LAYERS[name], limits, options, console)
+        results, refusals = results + found, refusals + refused
+        for table in case_tables(found, refused):
+            console.print(table)
+        if options.json:
+            write_results(options.json, results, refusals)
+    console.print(LEGEND, markup=False, highlight=False)
     if options.record:
-        write_results(RECORD, results)
+        write_results(RECORD, results, refusals)
         write_readme(results)
 
 

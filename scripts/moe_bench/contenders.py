@@ -13,7 +13,7 @@ from moe_bench.routing import Bind
 
 Width = Literal["fp32", "bf16", "int8", "int4"]
 # Packages of the extra ``bench``, by the module to import.
-_MODULES = {"openvino": "openvino", "ggml-python": "ggml"}
+MODULES = {"openvino": "openvino", "ggml-python": "ggml"}
 WEIGHT_BITS: Mapping[Width, int] = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}
 
 
@@ -25,37 +25,54 @@ class Contender:
         name: For tables and ``--contenders``.
         width: What its weights are stored in; only contenders of the same width are compared.
         prepare: From weights to a function that binds calls.
+        bits: That a weight takes with its share of scales; those of its type if 0.
         ours: Whether it is this library.
+        copies: Of its weights that it holds in memory, files in the cache among them.
         package: What has to be installed for it, besides what this library needs.
     """
 
     name: str
     width: Width
     prepare: Callable[[Weights], Bind]
+    bits: float = 0
     ours: bool = False
+    copies: float = 1
     package: str = ""
+
+    def stored_bytes(self, values: float) -> float:
+        """What ``values`` weights take as they are read."""
+        return values * (self.bits or WEIGHT_BITS[self.width]) / 8
 
     @property
     def is_installed(self) -> bool:
         """Whether its package is there."""
-        return not self.package or find_spec(_MODULES[self.package]) is not None
+        return not self.package or find_spec(MODULES[self.package]) is not None
+
+
+def _torch(name: torch_moe.Way) -> tuple[Contender, ...]:
+    label = f"torch {name}"
+    return (
+        Contender(label, "fp32", torch_moe.preparer(name, "float32"), copies=0),
+        Contender(label, "bf16", torch_moe.preparer(name, "bfloat16"), copies=0.5),
+    )
 
 
 CONTENDERS = (
     Contender("moe-export", "fp32", ours.prepare, ours=True),
-    Contender("ORT MoE", "fp32", ort_moe.prepare),
-    Contender("transformers' export", "fp32", unrolled.prepare),
-    Contender("ORT QMoE", "int8", ort_qmoe.preparer(8)),
-    Contender("ORT QMoE", "int4", ort_qmoe.preparer(4)),
-    *(
-        Contender("OpenVINO", width, openvino_moe.preparer(width), package="openvino")
-        for width in WEIGHT_BITS
+    Contender("ORT MoE", "fp32", ort_moe.prepare, copies=2),
+    Contender("transformers' export", "fp32", unrolled.prepare, copies=2),
+    Contender("ORT QMoE", "int8", ort_qmoe.preparer(8), 8.25, copies=2),
+    Contender("ORT QMoE", "int4", ort_qmoe.preparer(4), 4.25, copies=2),
+    Contender("OpenVINO", "fp32", openvino_moe.preparer("fp32"), copies=2, package="openvino"),
+    Contender("OpenVINO", "bf16", openvino_moe.preparer("bf16"), copies=3, package="openvino"),
+    Contender("OpenVINO", "int8", openvino_moe.preparer("int8"), copies=2, package="openvino"),
+    Contender(
+        "OpenVINO", "int4", openvino_moe.preparer("int4"), 4.25, copies=2, package="openvino"
     ),
     Contender("ggml BF16", "bf16", ggml_moe.preparer("BF16"), package="ggml-python"),
-    Contender("ggml Q8_0", "int8", ggml_moe.preparer("Q8_0"), package="ggml-python"),
-    Contender("ggml Q4_0", "int4", ggml_moe.preparer("Q4_0"), package="ggml-python"),
-    Contender("torch eager", "fp32", torch_moe.preparer("eager", "float32")),
-    Contender("torch grouped_mm", "fp32", torch_moe.preparer("grouped_mm", "float32")),
-    Contender("torch eager", "bf16", torch_moe.preparer("eager", "bfloat16")),
-    Contender("torch grouped_mm", "bf16", torch_moe.preparer("grouped_mm", "bfloat16")),
+    Contender("ggml Q8_0", "int8", ggml_moe.preparer("Q8_0"), 8.5, package="ggml-python"),
+    Contender("ggml Q4_0", "int4", ggml_moe.preparer("Q4_0"), 4.5, package="ggml-python"),
+    *_torch("eager"),
+    *_torch("grouped_mm"),
+    *_torch("batched_mm"),
 )

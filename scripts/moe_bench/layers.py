@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -78,6 +80,13 @@ class Weights:
     up: Floats
     down: Floats
 
+    def release_pages(self) -> None:
+        """Give up what of the files is in memory; they are read again when needed."""
+        for name, array in (("up", self.up), ("down", self.down)):
+            array.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[union-attr]  # it is a mapping
+            with (self.folder / f"{name}.bin").open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
     def expert(self, x: Floats, expert: int) -> NDArray[np.float64]:
         """One expert on rows ``x [N, H]`` in float64, ``[N, H]``."""
         layer = self.layer
@@ -101,6 +110,7 @@ def draw_weights(layer: Layer, folder: Path) -> Weights:
             for _ in range(layer.experts):
                 drawn = generator.standard_normal(shape[1:], dtype=np.float32)
                 (drawn * np.float32(0.02)).tofile(file)
+            os.fsync(file.fileno())  # only pages that are written can be given up
     up, down = (
         np.memmap(folder / f"{name}.bin", np.float32, "r", shape=shape)
         for name, shape in shapes.items()

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from moe_bench.contenders import WEIGHT_BITS, Contender
-from moe_bench.layers import Floats, Weights
+from moe_bench.contenders import Contender
+from moe_bench.layers import Floats, Layer
 from moe_bench.limits import Limits, dense_rate, median
-from moe_bench.routing import Bind, Call, draw_call, exact
+from moe_bench.routing import Bind, Case, Refused
 
-# Calls that take turns, so that few tokens do not find their experts in the cache.
-_CALLS = {1: 16, 4: 16, 16: 6}
-_EXACT_TOKENS = 4
 # Reading for so long lets the threads of others come to rest, and the memory reach its speed.
 _SETTLE_S = 0.04
 # A contender's turn: as many calls as fit, at least one and at most this many.
 _TURN_S, _TURN_CALLS = 0.1, 12
+# A contender that has taken so long in a case gets no further turns in it.
+_BUDGET_S = 1.5
+# Where the first call is so slow, it is all the warm-up there is.
+_SLOW_S = 1.0
+
+Bound = tuple[Contender, Bind]
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,15 @@ class Result:
         layer, tokens, skewed: What was computed.
         contender, width, ours: By whom.
         seconds: Median over rounds of the median of a turn's calls.
-        hit: Mean of the distinct experts of a call.
-        read_share: Bytes of the hit experts per second, by the read bandwidth just before.
-        peak_share: Operations per second by the float32 peak, or by PyTorch's dense bf16 product.
+        ratio: Of its time to ours, the median over rounds; 1 for ours, 0 where we took no part.
         error: Largest difference from float64, by the largest value.
+        hit: Mean of the distinct experts of a call.
+        bytes_read: Their weights and scales as this contender stores them.
+        operations: Multiplications and additions.
+        read_rate: Bytes per second, read just before each turn.
+        peak_rate: Operations per second: float32 in registers, or PyTorch's dense bf16 product.
+        limit_share: The larger of ``bytes_read / read_rate`` and ``operations / peak_rate``, over
+            the time taken.
     """
 
     layer: str
@@ -44,65 +52,128 @@ class Result:
     width: str
     ours: bool
     seconds: float
-    hit: float
-    read_share: float
-    peak_share: float
+    ratio: float
     error: float
+    hit: float
+    bytes_read: float
+    operations: int
+    read_rate: float
+    peak_rate: float
+    limit_share: float
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A contender that does not compute a layer (0 tokens: at all), and why."""
+
+    layer: str
+    tokens: int
+    contender: str
+    width: str
+    reason: str
+
+
+@dataclass
+class _Entry:
+    """A contender's calls, and what was measured of them."""
+
+    contender: Contender
+    runs: list[Callable[[], Floats]]
+    error: float
+    slow: bool
+    times: list[float] = field(default_factory=list)
+    reads: list[float] = field(default_factory=list)
+    used: float = 0
 
 
 def measure(
-    weights: Weights,
-    bound: Sequence[tuple[Contender, Bind]],
-    tokens: int,
-    rounds: int,
-    limits: Limits,
-    *,
-    skewed: bool,
-) -> list[Result]:
-    """Time every contender at one number of tokens."""
-    layer = weights.layer
-    calls = [draw_call(layer, tokens, seed, skewed=skewed) for seed in range(_CALLS.get(tokens, 2))]
-    runs = [[bind(call) for call in calls] for _, bind in bound]
-    errors = [_error(weights, calls[0], of_one[0]) for of_one in runs]
-    for of_one in runs:  # pages are mapped, and kernels chosen, before anything is timed
-        for run in of_one:
-            run()
-    hit = float(np.mean([call.hit for call in calls]))
+    layer: Layer, bound: Sequence[Bound], case: Case, rounds: int, limits: Limits
+) -> tuple[list[Result], list[Refusal]]:
+    """Time every contender of a group on one case, and say which refuse it."""
+    entries, refusals = list[_Entry](), list[Refusal]()
+    for contender, bind in bound:
+        try:
+            entries.append(_warm(contender, bind, case))
+        except Refused as refusal:
+            said = (layer.name, case.tokens, contender.name, contender.width, str(refusal))
+            refusals.append(Refusal(*said))
     dense = dense_rate(layer.hidden, torch.bfloat16)
-    times: list[list[float]] = [[] for _ in bound]
-    reads: list[list[float]] = [[] for _ in bound]
     peaks, products = list[float](), list[float]()
-    size = int(hit * layer.expert_values * 4)
+    size = int(case.hit * layer.expert_values * 4)
     for turn in range(rounds):
-        for of_one, taken, read in zip(runs, times, reads, strict=True):
-            read.append(_settled_read(limits, size))
-            of_one[turn % len(calls)]()
-            taken.append(median(_turn(of_one, turn)))
+        for entry in entries:
+            if entry.used < _BUDGET_S:
+                entry.reads.append(_settled_read(limits, size))
+                _take_turn(entry, turn)
         _settled_read(limits, size)
         peaks.append(limits.fp32_peak())
         products.append(dense())
-    found = []
-    for (contender, _), taken, read, error in zip(bound, times, reads, errors, strict=True):
-        stored = hit * layer.expert_values * WEIGHT_BITS[contender.width] / 8
-        shares = [stored / s / rate for s, rate in zip(taken, read, strict=True)]
-        rate = median(peaks if contender.width == "fp32" else products)
-        seconds = median(taken)
-        found.append(
-            Result(
-                layer.name,
-                tokens,
-                skewed,
-                contender.name,
-                contender.width,
-                contender.ours,
-                seconds,
-                hit,
-                median(shares),
-                layer.operations(tokens) / seconds / rate,
-                error,
-            )
-        )
-    return found
+    rates = {"fp32": median(peaks)}
+    ours = next((entry for entry in entries if entry.contender.ours), None)
+    return [
+        _summarize(layer, case, entry, ours, rates.get(entry.contender.width, median(products)))
+        for entry in entries
+    ], refusals
+
+
+def _warm(contender: Contender, bind: Bind, case: Case) -> _Entry:
+    """Pages are mapped and kernels chosen before anything is timed; errors are taken on the way."""
+    runs = [bind(call) for call in case.calls]
+    start = time.perf_counter()
+    y = runs[0]()[: len(case.expected)]
+    slow = time.perf_counter() - start > _SLOW_S
+    error = float(np.abs(y - case.expected).max() / np.abs(case.expected).max())
+    if not slow:
+        for run in runs[1:]:
+            run()
+    return _Entry(contender, runs, error, slow)
+
+
+def _take_turn(entry: _Entry, turn: int) -> None:
+    """The median of some calls, one call after the first turn's."""
+    begin = time.perf_counter()
+    if not entry.slow:
+        entry.runs[turn % len(entry.runs)]()
+    found = list[float]()
+    start = time.perf_counter()
+    while not found or (len(found) < _TURN_CALLS and time.perf_counter() - start < _TURN_S):
+        run = entry.runs[(turn + 1 + len(found)) % len(entry.runs)]
+        before = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - before)
+    entry.times.append(median(found))
+    entry.used += time.perf_counter() - begin
+
+
+def _summarize(
+    layer: Layer, case: Case, entry: _Entry, ours: _Entry | None, peak_rate: float
+) -> Result:
+    contender, times = entry.contender, entry.times
+    stored = contender.stored_bytes(case.hit * layer.expert_values)
+    operations = layer.operations(case.tokens)
+    of_limit = [
+        max(stored / read, operations / peak_rate) / taken
+        for taken, read in zip(times, entry.reads, strict=True)
+    ]
+    # Rounds in which both took part: a slow one takes part in fewer.
+    ratios = [] if ours is None else [a / b for a, b in zip(times, ours.times, strict=False)]
+    return Result(
+        layer=layer.name,
+        tokens=case.tokens,
+        skewed=case.skewed,
+        contender=contender.name,
+        width=contender.width,
+        ours=contender.ours,
+        seconds=median(times),
+        ratio=median(ratios) if ratios else 0,
+        error=entry.error,
+        hit=case.hit,
+        bytes_read=stored,
+        operations=operations,
+        read_rate=median(entry.reads),
+        peak_rate=peak_rate,
+        limit_share=median(of_limit),
+    )
 
 
 def _settled_read(limits: Limits, size: int) -> float:
@@ -112,20 +183,3 @@ def _settled_read(limits: Limits, size: int) -> float:
     while time.perf_counter() - begin < _SETTLE_S:
         rate = limits.read(size)
     return rate
-
-
-def _turn(runs: Sequence[Callable[[], Floats]], first: int) -> list[float]:
-    found = list[float]()
-    begin = time.perf_counter()
-    while not found or (len(found) < _TURN_CALLS and time.perf_counter() - begin < _TURN_S):
-        run = runs[(first + 1 + len(found)) % len(runs)]
-        start = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - start)
-    return found
-
-
-def _error(weights: Weights, call: Call, run: Callable[[], Floats]) -> float:
-    tokens = min(_EXACT_TOKENS, len(call.x))
-    expected = exact(weights, call, tokens)
-    return float(np.abs(run()[:tokens] - expected).max() / np.abs(expected).max())

@@ -12,6 +12,9 @@ from moe_bench.layers import Floats, Layer, Weights
 
 # Zipf's exponent: the most popular of 128 experts gets about a tenth of all choices.
 _SKEW = 0.8
+# Calls of a case by their tokens, 2 of all others; tokens of it that are computed in float64.
+_CALLS = {1: 16, 4: 16, 16: 6}
+_EXACT_TOKENS = 4
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,27 @@ class Refused(Exception):  # noqa: N818 - no error: the table says it
     """A contender cannot compute this layer, or this call; its text says why."""
 
 
+@dataclass(frozen=True)
+class Case:
+    """What is timed: calls of one kind that take turns.
+
+    Attributes:
+        tokens, skewed: Of every call.
+        calls: Several, so that few tokens do not find their experts in the cache.
+        expected: The first call's first tokens in float64, ``[tokens, H]``.
+    """
+
+    tokens: int
+    skewed: bool
+    calls: tuple[Call, ...]
+    expected: NDArray[np.float64]
+
+    @property
+    def hit(self) -> float:
+        """Mean of the distinct experts of a call."""
+        return float(np.mean([call.hit for call in self.calls]))
+
+
 # Converts a call beforehand and returns what computes it.
 Bind = Callable[[Call], Callable[[], Floats]]
 
@@ -53,6 +77,13 @@ def draw_call(layer: Layer, tokens: int, seed: int, *, skewed: bool = False) -> 
     weights = generator.random((tokens, layer.top_k), dtype=np.float32) + np.float32(0.1)
     x = generator.standard_normal((tokens, layer.hidden), dtype=np.float32)
     return Call(x, ids, weights / weights.sum(axis=1, keepdims=True))
+
+
+def draw_case(weights: Weights, tokens: int, *, skewed: bool) -> Case:
+    """Calls of ``tokens`` tokens, and what the first of them comes to."""
+    seeds = range(_CALLS.get(tokens, 2))
+    calls = tuple(draw_call(weights.layer, tokens, seed, skewed=skewed) for seed in seeds)
+    return Case(tokens, skewed, calls, exact(weights, calls[0], min(tokens, _EXACT_TOKENS)))
 
 
 def exact(weights: Weights, call: Call, tokens: int) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from bench_moe import choose_contenders
-from moe_bench import ggml_moe
+from moe_bench import ggml_moe, torch_moe
 from moe_bench.contenders import CONTENDERS
 from moe_bench.layers import LAYERS, Layer, draw_weights
 from moe_bench.routing import Refused, draw_call, exact
@@ -47,6 +47,14 @@ def test_ggml_refuses_rows_that_are_no_whole_blocks(tmp_path):
     odd = draw_weights(Layer("odd", 40, 32, 2, 1), tmp_path)
     with pytest.raises(Refused, match="Q8_0 takes rows of whole blocks of 32"):
         ggml_moe.preparer("Q8_0")(odd)
+
+
+def test_batched_mm_refuses_to_gather_more_than_fits(weights, monkeypatch):
+    monkeypatch.setattr(torch_moe, "_GATHERED_MAX", 1e6)
+    bind = torch_moe.preparer("batched_mm", "float32")(weights)
+    bind(draw_call(weights.layer, 1, seed=0))
+    with pytest.raises(Refused, match=r"would gather .* GB of weights"):
+        bind(draw_call(weights.layer, 9, seed=0))
 
 
 def test_contender_that_is_not_installed_is_left_out_by_name(monkeypatch, capsys):

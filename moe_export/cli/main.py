@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from moe_export import __version__
+from moe_export.cli.bench import bench
 from moe_export.cli.build import build
 from moe_export.cli.doctor import doctor
 from moe_export.cli.families import families
@@ -23,5 +24,5 @@ def main() -> None:
     """  # noqa: D301 - \b is click's mark for a block that is not wrapped
 
 
-for command in (build, inspect, run, doctor, families):
+for command in (build, inspect, run, bench, doctor, families):
     main.add_command(command)

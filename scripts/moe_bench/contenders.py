@@ -58,7 +58,11 @@ def _torch(name: torch_moe.Way) -> tuple[Contender, ...]:
 
 
 CONTENDERS = (
-    Contender("moe-export", "fp32", ours.prepare, ours=True),
+    Contender("moe-export", "fp32", ours.preparer("fp32"), ours=True),
+    Contender("moe-export", "bf16", ours.preparer("bf16"), ours=True),
+    Contender("moe-export", "int8", ours.preparer("int8"), ours=True),
+    Contender("moe-export", "int4", ours.preparer("int4", 128), 4.25, ours=True),
+    Contender("moe-export b32", "int4", ours.preparer("int4", 32), 5, ours=True),
     Contender("ORT MoE", "fp32", ort_moe.prepare, copies=2),
     Contender("transformers' export", "fp32", unrolled.prepare, copies=2),
     Contender("ORT QMoE", "int8", ort_qmoe.preparer(8), 8.25, copies=2),

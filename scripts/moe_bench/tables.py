@@ -51,7 +51,7 @@ def readme_table(results: Sequence[Result]) -> str:
             f"{each.ratio:.2f} {each.peer.contender}, " if each.peer else ""
         )
         + f"{each.ours.limit_share:.0%}"
-        for each in compare(results)
+        for each in reversed(compare(results))  # the first of ours of a width stands
     }
     for case in dict.fromkeys(case_of(result) for result in results if result.ours):
         layer, tokens, skewed = case

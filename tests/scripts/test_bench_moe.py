@@ -82,7 +82,7 @@ def test_results_are_kept_with_the_machine(tmp_path):
     subprocess.run([*command, "--folder", str(tmp_path)], check=True, timeout=300)
     kept = json.loads(path.read_text())
     assert kept["machine"]["threads"] == "2"
-    (result,) = kept["results"]
-    assert result["layer"] == "tiny"
-    assert result["error"] < 1e-6
+    widths = {result["width"] for result in kept["results"]}
+    assert widths == {"fp32", "bf16", "int8", "int4"}
+    assert all(result["layer"] == "tiny" and result["ours"] for result in kept["results"])
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]

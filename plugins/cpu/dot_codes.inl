@@ -22,11 +22,12 @@ inline __m512 load_scales(const char* from) {
 
 struct Int8Codes {
   static constexpr int kZero = 128;
+  const char* header;
   const char* at;
-  const char* header = at;
 
-  void begin_block(const PanelLayout& layout, BlockScales& block) {
-    if (at == header) at += layout.header_bytes;
+  Int8Codes(const PanelLayout& layout, const char* panel, int64_t column)
+      : header(panel), at(panel + layout.header_bytes + column * kPanelRows) {}
+  void begin_block(const PanelLayout&, BlockScales& block) {
     for (int h = 0; h < 2; ++h) {
       block.scale[h] = load_scales(header + h * 64);
       block.zero[h] = _mm512_set1_epi32(kZero);
@@ -51,6 +52,9 @@ struct Int4Codes {
   static constexpr int kSymmetricZero = 8;
   const char* at;
 
+  Int4Codes(const PanelLayout& layout, const char* panel, int64_t column)
+      : at(panel + column / layout.unit_columns * layout.unit_bytes) {}
+
   void begin_block(const PanelLayout& layout, BlockScales& block) {
     const auto* const zeros = reinterpret_cast<const __m128i*>(at + 128);
     for (int h = 0; h < 2; ++h) {
@@ -72,6 +76,9 @@ struct Mxfp4Codes {
   const char* at;
   const char* exponents = nullptr;
   int64_t blocks_left = 0;
+
+  Mxfp4Codes(const PanelLayout& layout, const char* panel, int64_t column)
+      : at(panel + column / layout.unit_columns * layout.unit_bytes) {}
 
   void begin_block(const PanelLayout& layout, BlockScales& block) {
     if (blocks_left == 0) {
@@ -116,12 +123,12 @@ inline __attribute__((always_inline)) void multiply_codes(const PanelCall& call,
   const int64_t block_columns = token_block(layout);
   const TokenBlock* meta = token_blocks(layout, call.tokens, M);
   Ahead ahead = *call.ahead;
-  Codes codes{call.panel};
+  meta += call.begin / block_columns * M;
+  Codes codes(layout, call.panel, call.begin);
   __m512 acc[M][2];
-  for (int m = 0; m < M; ++m) acc[m][0] = acc[m][1] = _mm512_setzero_ps();
-  for (int64_t begin = 0; begin < layout.padded_width; begin += block_columns, meta += M) {
-    const int64_t left = layout.padded_width - begin;
-    const int64_t end = begin + (left < block_columns ? left : block_columns);
+  for (int m = 0; m < M; ++m) load_sums(call, out, m, acc[m]);
+  for (int64_t begin = call.begin; begin < call.end; begin += block_columns, meta += M) {
+    const int64_t end = begin + block_columns < call.end ? begin + block_columns : call.end;
     BlockScales block;
     codes.begin_block(layout, block);
     __m512i dots[M][2];

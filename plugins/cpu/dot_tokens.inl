@@ -29,6 +29,14 @@ struct TokenBlock {
   int32_t sum;  ///< of the codes
 };
 
+/// The sums that a call goes on with: those of the columns before its own.
+inline void load_sums(const PanelCall& call, const float* out, int64_t token, __m512 (&sums)[2]) {
+  for (int h = 0; h < 2; ++h) {
+    sums[h] =
+        call.begin == 0 ? _mm512_setzero_ps() : _mm512_loadu_ps(out + token * kPanelRows + h * 16);
+  }
+}
+
 inline __mmask16 first_lanes(int64_t count) {
   return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
 }

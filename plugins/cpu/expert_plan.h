@@ -48,6 +48,11 @@ struct ActiveExpert {
 struct RowTiles {
   std::vector<RowTile> tiles;
   std::vector<ActiveExpert> experts;
+
+  int64_t num_rows(const ActiveExpert& expert) const {
+    const RowTile& last = tiles[expert.last_tile - 1];
+    return last.begin + last.size - tiles[expert.first_tile].begin;
+  }
 };
 
 /// Cuts the rows of each expert.

@@ -81,7 +81,7 @@ void multiply_packed(const GroupedMatMulAttributes& attributes, const GroupedMat
                        tensors.y + (tile.begin + m) * out + begin);
       }
     };
-    PanelProducts(kernels, layout)
+    PanelProducts(kernels, layout, cut.num_rows(active))
         .run(range, cut.tiles.data() + active.first_tile, active.last_tile - active.first_tile,
              tokens, finish);
   });

@@ -76,10 +76,6 @@ class PackedRun {
 
   /// A task is an expert; those with most rows come first.
   void run_experts(ThreadPool& pool) {
-    const auto num_rows = [&](const Expert& e) {
-      const RowTile& last = plan_.tiles.tiles[e.last_tile - 1];
-      return last.begin + last.size - plan_.tiles.tiles[e.first_tile].begin;
-    };
     std::vector<Expert> order = plan_.tiles.experts;
     std::stable_sort(order.begin(), order.end(),
                      [&](const Expert& a, const Expert& b) { return num_rows(a) > num_rows(b); });
@@ -91,6 +87,8 @@ class PackedRun {
       project_down(expert, 0, sizes_.down_panels);
     });
   }
+
+  int64_t num_rows(const Expert& expert) const { return plan_.tiles.num_rows(expert); }
 
   /// A task is some panels of an expert.
   void run_panels(ThreadPool& pool) {
@@ -193,7 +191,7 @@ class PackedRun {
   template <class Finish>
   void multiply(const PanelLayout& layout, const PanelRange& range, const Expert& expert,
                 const PackedTokens& tokens, Finish&& finish) {
-    PanelProducts(kernels_, layout)
+    PanelProducts(kernels_, layout, num_rows(expert))
         .run(range, plan_.tiles.tiles.data() + expert.first_tile,
              expert.last_tile - expert.first_tile, tokens, finish);
   }

@@ -27,6 +27,8 @@ void pack_float_token(const PanelLayout& layout, const float* row, float weight,
   }
 }
 
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
 /// Products of M tokens and kLanes rows of each half, from `lane` on.
 template <class Weights, int M>
 inline __attribute__((always_inline)) void multiply_lanes(const PanelCall& call, int lane,
@@ -36,11 +38,20 @@ inline __attribute__((always_inline)) void multiply_lanes(const PanelCall& call,
   Weights weights;
   weights.unit = call.panel;
   weights.lane = lane;
-  const float* tokens = reinterpret_cast<const float*>(call.tokens);
+  weights.unit += call.begin / layout.unit_columns * layout.unit_bytes;
+  const float* tokens = reinterpret_cast<const float*>(call.tokens) + call.begin * M;
   Vec acc[M][2] = {};
-  for (int64_t unit = 0; unit < layout.padded_width; unit += layout.unit_columns) {
+  if (call.begin > 0) {
+    for (int m = 0; m < M; ++m) {
+      for (int h = 0; h < 2; ++h) acc[m][h] = load(out + m * kPanelRows + h * kHalf + lane);
+    }
+  }
+  for (int64_t begin = call.begin; begin < call.end;) {
+    const int64_t unit = begin / layout.unit_columns * layout.unit_columns;
+    const int64_t end = least(unit + layout.unit_columns, call.end);
     weights.begin_unit(layout);
-    for (int64_t k = 0; k < layout.unit_columns; k += kChunk, tokens += M * kChunk) {
+    weights.at += (begin - unit) / 4 * layout.quad_bytes();
+    for (; begin < end; begin += kChunk, tokens += M * kChunk) {
       ahead.step();
 #pragma GCC unroll 16
       for (int i = 0; i < kChunk; i += kGroup) {
@@ -80,9 +91,15 @@ void multiply_floats(const PanelCall& call, float* out) {
 void nothing() {}
 
 template <class Weights>
-constexpr PanelKernels kFloatKernels = {
-    kMaxPanelTile,    float_token_bytes,        no_scratch, num_chunks,
-    pack_float_token, multiply_floats<Weights>, nothing,    nothing};
+constexpr PanelKernels kFloatKernels = {kMaxPanelTile,
+                                        128,
+                                        float_token_bytes,
+                                        no_scratch,
+                                        num_chunks,
+                                        pack_float_token,
+                                        multiply_floats<Weights>,
+                                        nothing,
+                                        nothing};
 
 const PanelKernels* float_panel_kernels(WeightType type) {
   switch (type) {

@@ -32,14 +32,16 @@ struct Ahead {
   }
 };
 
-/// One panel and the tokens that it is multiplied with.
+/// Some columns of one panel and the tokens that they are multiplied with.
 struct PanelCall {
   const PanelLayout* layout;
   const char* panel;
   const char* tokens;  ///< a tile, as `pack_token` left it
   int64_t num_tokens;  ///< at most `max_tile`
+  int64_t begin;       ///< first column, a multiple of `chunk_columns`
+  int64_t end;         ///< past the last column
   char* scratch;       ///< `scratch_bytes(layout)`
-  bool* decoded;       ///< whether `scratch` holds this panel decoded; set by a call that fills it
+  bool* decoded;       ///< whether `scratch` holds these columns; set by a call that fills it
   Ahead* ahead;        ///< moved on by `num_steps(layout)` steps or more
 };
 
@@ -49,10 +51,14 @@ struct PanelKernels {
   /// Most tokens in one tile.
   int64_t max_tile;
 
+  /// Columns whose weights, and a tile's tokens, fit the first-level cache: with several tiles it
+  /// is worth going on in such steps. A multiple of 128, of every block.
+  int64_t chunk_columns;
+
   /// Bytes of one token in a tile.
   int64_t (*token_bytes)(const PanelLayout& layout);
 
-  /// Bytes of scratch for one panel.
+  /// Bytes of scratch for a call.
   int64_t (*scratch_bytes)(const PanelLayout& layout);
 
   /// Steps of `multiply`, at least, at which it reads ahead.
@@ -63,7 +69,8 @@ struct PanelKernels {
   void (*pack_token)(const PanelLayout& layout, const float* row, float weight, int64_t place,
                      int64_t tile_size, char* tile);
 
-  /// out[m][r] = row r of the panel · token m.
+  /// out[m][r] += row r of the panel · token m, over some columns; from zero where they are the
+  /// first. How the columns are cut does not change the result.
   /// @param out [num_tokens, kPanelRows].
   void (*multiply)(const PanelCall& call, float* out);
 

@@ -1,104 +1,20 @@
-// Products in tiles (AMX): bfloat16, and int8 for all quantized weights. A tile register holds 16
-// rows of 64 bytes; 32 tokens times the two halves of a panel take four of them for sums.
+// Products in tiles (AMX): bfloat16, and int8 for all quantized weights.
+#include "amx_tiles.inl"
 #include "dot_codes.inl"
 
 namespace moe_export::cpu {
 namespace {
 
-constexpr int64_t kTileRows = 16, kTile = 2 * kTileRows;
-// The tile registers, numbers that the intrinsics want literally: sums are [tokens][half].
-#define SUM_00 0
-#define SUM_01 1
-#define SUM_10 2
-#define SUM_11 3
-#define TOKENS_0 4
-#define TOKENS_1 5
-#define WEIGHTS_0 6
-#define WEIGHTS_1 7
-
-/// What the tile registers of this thread are set up for; no tokens: for nothing.
-struct TileShape {
-  int64_t num_tokens;
-  int64_t step_bytes;  ///< of a token in one product
-
-  bool operator==(const TileShape& other) const {
-    return num_tokens == other.num_tokens && step_bytes == other.step_bytes;
-  }
-};
-thread_local TileShape current_shape = {0, 0};
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
-/// The intrinsics do not tell GCC what memory they read: it must be written before.
-inline void finish_writes() { asm volatile("" ::: "memory"); }
-
-void set_tiles(const TileShape& shape) {
-  if (current_shape == shape) return;
-  TileConfig config;
-  const int64_t first = shape.num_tokens < kTileRows ? shape.num_tokens : kTileRows;
-  // A second tile of no rows would be an error; one row of it is set up and never used.
-  const int64_t second = shape.num_tokens > kTileRows ? shape.num_tokens - kTileRows : 1;
-  const auto set = [&](int tile, int64_t rows, int64_t bytes) {
-    config.rows[tile] = static_cast<uint8_t>(rows);
-    config.bytes[tile] = static_cast<uint16_t>(bytes);
-  };
-  for (const int tile : {SUM_00, SUM_01}) set(tile, first, 64);
-  for (const int tile : {SUM_10, SUM_11}) set(tile, second, 64);
-  set(TOKENS_0, first, shape.step_bytes);
-  set(TOKENS_1, second, shape.step_bytes);
-  for (const int tile : {WEIGHTS_0, WEIGHTS_1}) set(tile, shape.step_bytes / 4, 64);
-  finish_writes();
-  _tile_loadconfig(&config);
-  current_shape = shape;
-}
-
-void begin_tiles() { current_shape = {0, 0}; }
-void end_tiles() {
-  if (current_shape.num_tokens > 0) _tile_release();
-  current_shape = {0, 0};
-}
-
-inline void clear_sums(bool two) {
-  _tile_zero(SUM_00);
-  _tile_zero(SUM_01);
-  if (!two) return;
-  _tile_zero(SUM_10);
-  _tile_zero(SUM_11);
-}
-
-/// Stores sums as [num_tokens][kPanelRows] values of four bytes.
-inline void store_sums(bool two, void* to) {
-  constexpr int64_t kStride = kPanelRows * 4;
-  char* const rows = static_cast<char*>(to);
-  _tile_stored(SUM_00, rows, kStride);
-  _tile_stored(SUM_01, rows + 64, kStride);
-  if (!two) return;
-  _tile_stored(SUM_10, rows + kTileRows * kStride, kStride);
-  _tile_stored(SUM_11, rows + kTileRows * kStride + 64, kStride);
-}
-
-inline void load_step(bool two, const char* tokens, const char* weights) {
-  _tile_loadd(WEIGHTS_0, weights, 128);
-  _tile_loadd(WEIGHTS_1, weights + 64, 128);
-  _tile_loadd(TOKENS_0, tokens, kTokenChunk);
-  if (two) _tile_loadd(TOKENS_1, tokens + kTileRows * kTokenChunk, kTokenChunk);
-}
-
 void multiply_bf16(const PanelCall& call, float* out) {
   constexpr int64_t kColumns = 32, kStepBytes = kColumns / 2 * 128;
   const bool two = call.num_tokens > kTileRows;
   set_tiles({call.num_tokens, kTokenChunk});
-  clear_sums(two);
   finish_writes();
+  begin_sums(two, call.begin == 0, out);
   Ahead ahead = *call.ahead;
-  const char *tokens = call.tokens, *weights = call.panel;
-  for (int64_t k = 0; k < call.layout->padded_width; k += kColumns) {
+  const char* tokens = call.tokens + call.begin / kColumns * call.num_tokens * kTokenChunk;
+  const char* weights = call.panel + call.begin / kColumns * kStepBytes;
+  for (int64_t k = call.begin; k < call.end; k += kColumns) {
     ahead.step();
     load_step(two, tokens, weights);
     _tile_dpbf16ps(SUM_00, TOKENS_0, WEIGHTS_0);
@@ -114,12 +30,29 @@ void multiply_bf16(const PanelCall& call, float* out) {
   store_sums(two, out);
 }
 
-// Scratch of quantized weights: codes less their zeros, [columns / 4][32][4] int8, and scales,
-// [blocks][32] float32.
+/// Codes less their zeros, [columns / 4][32][4] int8 from the first column of a call on, and the
+/// scales of each block, [32].
+struct SignedCodes {
+  const char* codes;
+  const float* scales;
+  int64_t scale_stride;  ///< floats from one block's scales to the next
+};
+
+/// int8 weights are stored that way.
+SignedCodes signed_codes(const PanelCall& call) {
+  return {call.panel + call.layout->header_bytes + call.begin * kPanelRows,
+          reinterpret_cast<const float*>(call.panel), 0};
+}
+
+// Weights of 4 bits are decoded to scratch: codes, then scales.
 
 int64_t codes_bytes(const PanelLayout& layout) { return layout.padded_width * kPanelRows; }
-int64_t int8_scratch_bytes(const PanelLayout& layout) {
+int64_t decoded_bytes(const PanelLayout& layout) {
   return codes_bytes(layout) + num_token_blocks(layout) * kPanelRows * 4;
+}
+SignedCodes decoded_codes(const PanelCall& call) {
+  const auto* const scales = call.scratch + codes_bytes(*call.layout);
+  return {call.scratch, reinterpret_cast<const float*>(scales), kPanelRows};
 }
 
 /// Every byte of a row's four columns is the row's zero.
@@ -133,10 +66,9 @@ void decode_panel(const PanelCall& call, Ahead& ahead) {
   const int64_t block_columns = token_block(layout);
   char* to = call.scratch;
   auto* scales = reinterpret_cast<float*>(call.scratch + codes_bytes(layout));
-  Codes codes{call.panel};
-  for (int64_t begin = 0; begin < layout.padded_width; begin += block_columns) {
-    const int64_t left = layout.padded_width - begin;
-    const int64_t end = begin + (left < block_columns ? left : block_columns);
+  Codes codes(layout, call.panel, call.begin);
+  for (int64_t begin = call.begin; begin < call.end; begin += block_columns) {
+    const int64_t end = begin + block_columns < call.end ? begin + block_columns : call.end;
     BlockScales block;
     codes.begin_block(layout, block);
     for (int h = 0; h < 2; ++h, scales += 16) _mm512_storeu_ps(scales, block.scale[h]);
@@ -167,47 +99,64 @@ inline void add_dots(const int32_t* dots, const float* scales, const TokenBlock*
   }
 }
 
-void multiply_decoded(const PanelCall& call, Ahead& ahead, float* out) {
-  const PanelLayout& layout = *call.layout;
-  const int64_t num_tokens = call.num_tokens, block_columns = token_block(layout);
-  const int64_t step = block_columns < kTokenChunk ? block_columns : kTokenChunk;
-  const bool two = num_tokens > kTileRows;
-  const TokenBlock* meta = token_blocks(layout, call.tokens, num_tokens);
-  const char* weights = call.scratch;
-  const auto* scales = reinterpret_cast<const float*>(call.scratch + codes_bytes(layout));
-  alignas(64) int32_t dots[kTile * kPanelRows];
-  for (int64_t i = 0; i < num_tokens * kPanelRows; ++i) out[i] = 0.0f;
+/// Multiplies the columns [begin, end) of one block.
+inline void multiply_block(const PanelCall& call, int64_t begin, int64_t end, int64_t step,
+                           const char* codes, Ahead& ahead, int32_t* dots) {
+  const bool two = call.num_tokens > kTileRows;
+  clear_sums(two);
+  for (int64_t k = begin; k < end; k += step, codes += step * kPanelRows) {
+    ahead.step();
+    const int64_t chunk = k / kTokenChunk * (call.num_tokens * kTokenChunk);
+    load_step(two, call.tokens + chunk + k % kTokenChunk, codes);
+    _tile_dpbssd(SUM_00, TOKENS_0, WEIGHTS_0);
+    _tile_dpbssd(SUM_01, TOKENS_0, WEIGHTS_1);
+    if (two) {
+      _tile_dpbssd(SUM_10, TOKENS_1, WEIGHTS_0);
+      _tile_dpbssd(SUM_11, TOKENS_1, WEIGHTS_1);
+    }
+  }
+  store_sums(two, dots);
+}
+
+/// Block after block; what a block adds is added up while the next one is multiplied.
+void multiply_signed(const PanelCall& call, SignedCodes stored, Ahead& ahead, float* out) {
+  const int64_t num_tokens = call.num_tokens, block = token_block(*call.layout);
+  const int64_t step = block < kTokenChunk ? block : kTokenChunk;
+  const TokenBlock* meta = token_blocks(*call.layout, call.tokens, num_tokens);
+  meta += call.begin / block * num_tokens;
+  alignas(64) int32_t dots[2][kTile * kPanelRows];
+  if (call.begin == 0) {
+    for (int64_t i = 0; i < num_tokens * kPanelRows; ++i) out[i] = 0.0f;
+  }
   set_tiles({num_tokens, step});
   finish_writes();
-  for (int64_t begin = 0; begin < layout.padded_width; begin += block_columns) {
-    const int64_t left = layout.padded_width - begin;
-    const int64_t end = begin + (left < block_columns ? left : block_columns);
-    clear_sums(two);
-    for (int64_t k = begin; k < end; k += step, weights += step * kPanelRows) {
-      ahead.step();
-      load_step(two, call.tokens + k / kTokenChunk * (num_tokens * kTokenChunk) + k % kTokenChunk,
-                weights);
-      _tile_dpbssd(SUM_00, TOKENS_0, WEIGHTS_0);
-      _tile_dpbssd(SUM_01, TOKENS_0, WEIGHTS_1);
-      if (two) {
-        _tile_dpbssd(SUM_10, TOKENS_1, WEIGHTS_0);
-        _tile_dpbssd(SUM_11, TOKENS_1, WEIGHTS_1);
-      }
-    }
-    store_sums(two, dots);
-    add_dots(dots, scales, meta, num_tokens, out);
+  int current = 0;
+  for (int64_t begin = call.begin; begin < call.end; begin += block, current ^= 1) {
+    const int64_t end = begin + block < call.end ? begin + block : call.end;
+    multiply_block(call, begin, end, step, stored.codes, ahead, dots[current]);
+    stored.codes += block * kPanelRows;
+    if (begin == call.begin) continue;
+    add_dots(dots[current ^ 1], stored.scales, meta, num_tokens, out);
+    stored.scales += stored.scale_stride;
     meta += num_tokens;
-    scales += kPanelRows;
   }
+  add_dots(dots[current ^ 1], stored.scales, meta, num_tokens, out);
+}
+
+void multiply_int8(const PanelCall& call, float* out) {
+  if (call.num_tokens <= kVnniTile) return multiply_by_vnni<Int8Codes>(call, out);
+  Ahead ahead = *call.ahead;
+  multiply_signed(call, signed_codes(call), ahead, out);
+  *call.ahead = ahead;
 }
 
 template <class Codes>
-void multiply_int8(const PanelCall& call, float* out) {
+void multiply_decoded(const PanelCall& call, float* out) {
   if (call.num_tokens <= kVnniTile) return multiply_by_vnni<Codes>(call, out);
   Ahead ahead = *call.ahead;
   if (!*call.decoded) decode_panel<Codes>(call, ahead);
   *call.decoded = true;
-  multiply_decoded(call, ahead, out);
+  multiply_signed(call, decoded_codes(call), ahead, out);
   *call.ahead = ahead;
 }
 
@@ -215,14 +164,24 @@ int64_t num_bf16_steps(const PanelLayout& layout) { return layout.padded_width /
 int64_t num_int8_steps(const PanelLayout& layout) { return layout.padded_width / kTokenChunk; }
 int64_t no_scratch(const PanelLayout&) { return 0; }
 
-constexpr PanelKernels kBf16Kernels = {kTile,          bf16_token_bytes, no_scratch,
-                                       num_bf16_steps, pack_bf16_token,  multiply_bf16,
-                                       begin_tiles,    end_tiles};
+constexpr PanelKernels kBf16Kernels = {
+    kTile,           256,           bf16_token_bytes, no_scratch, num_bf16_steps,
+    pack_bf16_token, multiply_bf16, begin_tiles,      end_tiles};
+
+constexpr PanelKernels kInt8Kernels = {
+    kTile,           512,           int8_token_bytes, no_scratch, num_int8_steps,
+    pack_int8_token, multiply_int8, begin_tiles,      end_tiles};
 
 template <class Codes>
-constexpr PanelKernels kInt8Kernels = {kTile,          int8_token_bytes, int8_scratch_bytes,
-                                       num_int8_steps, pack_int8_token,  multiply_int8<Codes>,
-                                       begin_tiles,    end_tiles};
+constexpr PanelKernels kDecodedKernels = {kTile,
+                                          512,
+                                          int8_token_bytes,
+                                          decoded_bytes,
+                                          num_int8_steps,
+                                          pack_int8_token,
+                                          multiply_decoded<Codes>,
+                                          begin_tiles,
+                                          end_tiles};
 
 }  // namespace
 
@@ -231,11 +190,11 @@ const PanelKernels* amx_panel_kernels(WeightType type) {
     case WeightType::kBf16:
       return &kBf16Kernels;
     case WeightType::kInt8:
-      return &kInt8Kernels<Int8Codes>;
+      return &kInt8Kernels;
     case WeightType::kInt4:
-      return &kInt8Kernels<Int4Codes>;
+      return &kDecodedKernels<Int4Codes>;
     case WeightType::kMxfp4:
-      return &kInt8Kernels<Mxfp4Codes>;
+      return &kDecodedKernels<Mxfp4Codes>;
     default:
       return nullptr;
   }

@@ -11,12 +11,11 @@ template <int M>
 inline __attribute__((always_inline)) void multiply_pairs(const PanelCall& call, float* out) {
   __m512 acc[M][2];
 #pragma GCC unroll 16
-  for (int m = 0; m < M; ++m) acc[m][0] = acc[m][1] = _mm512_setzero_ps();
+  for (int m = 0; m < M; ++m) load_sums(call, out, m, acc[m]);
   Ahead ahead = *call.ahead;
-  const char* weights = call.panel;
-  const char* tokens = call.tokens;
-  const int64_t num_chunks = call.layout->padded_width / kBf16Columns;
-  for (int64_t chunk = 0; chunk < num_chunks; ++chunk, tokens += M * kTokenChunk) {
+  const char* weights = call.panel + call.begin / 2 * 128;
+  const char* tokens = call.tokens + call.begin / kBf16Columns * M * kTokenChunk;
+  for (int64_t k = call.begin; k < call.end; k += kBf16Columns, tokens += M * kTokenChunk) {
     ahead.step();
 #pragma GCC unroll 16
     for (int pair = 0; pair < 16; ++pair, weights += 128) {
@@ -48,14 +47,20 @@ int64_t num_bf16_steps(const PanelLayout& layout) { return layout.padded_width /
 int64_t no_scratch(const PanelLayout&) { return 0; }
 void nothing() {}
 
-constexpr PanelKernels kBf16Kernels = {kBf16Tile,      bf16_token_bytes, no_scratch,
-                                       num_bf16_steps, pack_bf16_token,  multiply_bf16<>,
-                                       nothing,        nothing};
+constexpr PanelKernels kBf16Kernels = {
+    kBf16Tile,       256,     bf16_token_bytes, no_scratch, num_bf16_steps, pack_bf16_token,
+    multiply_bf16<>, nothing, nothing};
 
 template <class Codes>
-constexpr PanelKernels kVnniKernels = {kVnniTile,      int8_token_bytes, no_scratch,
-                                       num_vnni_steps, pack_int8_token,  multiply_by_vnni<Codes>,
-                                       nothing,        nothing};
+constexpr PanelKernels kVnniKernels = {kVnniTile,
+                                       512,
+                                       int8_token_bytes,
+                                       no_scratch,
+                                       num_vnni_steps,
+                                       pack_int8_token,
+                                       multiply_by_vnni<Codes>,
+                                       nothing,
+                                       nothing};
 
 }  // namespace
 

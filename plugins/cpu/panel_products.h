@@ -1,7 +1,8 @@
 #pragma once
+#include <algorithm>
 #include <cstdint>
-#include <memory>
 
+#include "aligned_memory.h"
 #include "expert_plan.h"
 #include "panel_kernels.h"
 
@@ -33,11 +34,12 @@ inline void store_products(const float* products, const float* bias, int64_t cou
 /// Multiplies panels with tokens, on one thread; made for a task.
 class PanelProducts {
  public:
-  PanelProducts(const PanelKernels& kernels, const PanelLayout& layout)
+  /// @param num_rows most tokens of all tiles of a run.
+  PanelProducts(const PanelKernels& kernels, const PanelLayout& layout, int64_t num_rows)
       : kernels_(kernels),
         layout_(layout),
-        scratch_(new char[kernels.scratch_bytes(layout)]),
-        out_(new float[kernels.max_tile * kPanelRows]) {
+        scratch_(kernels.scratch_bytes(layout)),
+        out_(num_rows * kPanelRows * static_cast<int64_t>(sizeof(float))) {
     kernels_.begin();
   }
   ~PanelProducts() { kernels_.end(); }
@@ -55,22 +57,37 @@ class PanelProducts {
       const bool last = p + 1 == range.last;
       Ahead ahead = last ? Ahead::of(range.after, range.after_bytes, num_steps)
                          : Ahead::of(panel + layout_.panel_bytes, layout_.panel_bytes, num_steps);
-      bool decoded = false;
-      for (int64_t i = 0; i < num_tiles; ++i) {
-        const char* const tile = tokens.tile(tiles[i].begin);
-        const PanelCall call = {&layout_,       panel,    tile,  tiles[i].size,
-                                scratch_.get(), &decoded, &ahead};
-        kernels_.multiply(call, out_.get());
-        finish(p, tiles[i], out_.get());
-      }
+      multiply(panel, tiles, num_tiles, tokens, ahead);
+      for (int64_t i = 0; i < num_tiles; ++i) finish(p, tiles[i], products(tiles, i));
     }
   }
 
  private:
+  float* products(const RowTile* tiles, int64_t i) const {
+    return static_cast<float*>(out_.data()) + (tiles[i].begin - tiles[0].begin) * kPanelRows;
+  }
+
+  void multiply(const char* panel, const RowTile* tiles, int64_t num_tiles,
+                const PackedTokens& tokens, Ahead& ahead) {
+    const int64_t width = layout_.padded_width;
+    const int64_t step = num_tiles == 1 ? width : kernels_.chunk_columns;
+    for (int64_t begin = 0; begin < width; begin += step) {
+      const int64_t end = std::min(begin + step, width);
+      bool decoded = false;
+      for (int64_t i = 0; i < num_tiles; ++i) {
+        const char* const tile = tokens.tile(tiles[i].begin);
+        const PanelCall call = {
+            &layout_, panel, tile, tiles[i].size, begin, end, static_cast<char*>(scratch_.data()),
+            &decoded, &ahead};
+        kernels_.multiply(call, products(tiles, i));
+      }
+    }
+  }
+
   const PanelKernels& kernels_;
   const PanelLayout& layout_;
-  const std::unique_ptr<char[]> scratch_;
-  const std::unique_ptr<float[]> out_;
+  const AlignedMemory scratch_;
+  const AlignedMemory out_;
 };
 
 }  // namespace moe_export::cpu

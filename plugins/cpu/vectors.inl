@@ -19,7 +19,8 @@ using VecIntUnaligned =
 
 inline Vec load(const float* from) { return *reinterpret_cast<const VecUnaligned*>(from); }
 inline void store(float* to, Vec value) { *reinterpret_cast<VecUnaligned*>(to) = value; }
-inline Vec broadcast(float value) { return Vec{} + value; }
+/// Subtracting zero is nothing; adding it to -0 would be a sum.
+inline Vec broadcast(float value) { return value - Vec{}; }
 
 }  // namespace
 }  // namespace moe_export::cpu

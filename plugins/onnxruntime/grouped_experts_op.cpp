@@ -1,11 +1,11 @@
 #include "grouped_experts_op.h"
 
+#include "aligned_memory.h"
 #include "attribute_checks.h"
 #include "attribute_reader.h"
 #include "grouped_experts.h"
 #include "routed_tokens.h"
 #include "shape_inference.h"
-#include "workspace.h"
 
 namespace moe_export::ort {
 
@@ -71,7 +71,7 @@ void GroupedExpertsKernel::compute(OrtKernelContext* context) const {
                                               io.output<float>(0, routed.x.shape)};
   const cpu::GroupedExpertsPlan plan =
       cpu::plan_grouped_experts(a, routed.ids, routed.num_tokens() * routed.top_k(), isa_);
-  const Workspace workspace(cpu::grouped_experts_workspace_bytes(a, plan));
+  const cpu::AlignedMemory workspace(cpu::grouped_experts_workspace_bytes(a, plan));
   SessionThreadPool pool(api_, context);
   cpu::grouped_experts(a, tensors, plan, workspace.data(), pool);
 }

@@ -1,11 +1,11 @@
 #include "grouped_matmul_op.h"
 
+#include "aligned_memory.h"
 #include "attribute_checks.h"
 #include "attribute_reader.h"
 #include "grouped_matmul.h"
 #include "kernel_io.h"
 #include "shape_inference.h"
-#include "workspace.h"
 
 namespace moe_export::ort {
 
@@ -64,7 +64,7 @@ void GroupedMatMulKernel::compute(OrtKernelContext* context) const {
     bias = io.floats(3, inputs, "matmul_c4", "bias", {a.num_experts, a.out_features});
   }
   const int64_t num_used_rows = ends.int32s()[a.num_experts - 1];
-  const Workspace workspace(cpu::grouped_matmul_workspace_bytes(a, isa_, num_used_rows));
+  const cpu::AlignedMemory workspace(cpu::grouped_matmul_workspace_bytes(a, isa_, num_used_rows));
   SessionThreadPool pool(api_, context);
   cpu::grouped_matmul(a,
                       {num_rows, rows.floats(), weight.data, ends.int32s(), bias.floats(),

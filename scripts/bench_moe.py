@@ -24,7 +24,8 @@ from moe_bench.groups import make_groups, release
 from moe_bench.layers import LAYERS, Layer, Weights, draw_weights
 from moe_bench.limits import Limits
 from moe_bench.measure import Bound, Refusal, Result, measure
-from moe_bench.record import RECORD, write_readme, write_results
+from moe_bench.plot import plot_roofline
+from moe_bench.record import RECORD, read_results, write_readme, write_results
 from moe_bench.routing import Refused, draw_case
 from moe_bench.sessions import THREADS
 from moe_bench.tables import case_tables
@@ -88,6 +89,12 @@ def choose_contenders(only: str | None, console: Console) -> list[Contender]:
     return [c for c in wanted if c.is_installed]
 
 
+def _layer(name: str) -> Layer:
+    if name not in LAYERS:
+        raise argparse.ArgumentTypeError(f"{name}: expected one of {', '.join(LAYERS)}")
+    return LAYERS[name]
+
+
 def _routing(text: str) -> str:
     if not set(text.split(",")) <= {"uniform", "skewed"}:
         raise argparse.ArgumentTypeError(f"{text}: expected uniform, skewed or uniform,skewed")
@@ -97,7 +104,14 @@ def _routing(text: str) -> str:
 def main() -> None:
     """Time the named layers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("layers", nargs="*", default=["olmoe"], choices=[*LAYERS], metavar="LAYER")
+    parser.add_argument(
+        "layers",
+        nargs="*",
+        type=_layer,
+        default=[LAYERS["olmoe"]],
+        metavar="LAYER",
+        help=f"{', '.join(LAYERS)}; olmoe if left out",
+    )
     parser.add_argument("--tokens", default=TOKENS, help=f"numbers of tokens; {TOKENS} if left out")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
@@ -107,23 +121,41 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the weights are written meanwhile")
     parser.add_argument("--json", type=Path, help="keep the results and the machine here")
     parser.add_argument("--record", action="store_true", help="keep them for the README's table")
+    parser.add_argument("--plot", type=Path, help="draw the roofline here (needs matplotlib)")
+    parser.add_argument("--show", type=Path, help="only show the results of an earlier --json")
     options = parser.parse_args()
-    torch.set_num_threads(THREADS)
     console = Console()
-    with tempfile.TemporaryDirectory() as folder:
-        limits = Limits(Path(folder))
-    results, refusals = list[Result](), list[Refusal]()
-    for name in options.layers:
-        found, refused = bench_layer(LAYERS[name], limits, options, console)
-        results, refusals = results + found, refusals + refused
-        for table in case_tables(found, refused):
-            console.print(table)
-        if options.json:
-            write_results(options.json, results, refusals)
-    console.print(LEGEND, markup=False, highlight=False)
+    if options.show:
+        results, refusals = read_results(options.show)
+        _show(results, refusals, console)
+    else:
+        results, refusals = _bench(options, console)
+    console.print(LEGEND, markup=False, highlight=False, soft_wrap=True)
     if options.record:
         write_results(RECORD, results, refusals)
         write_readme(results)
+    if options.plot:
+        plot_roofline(options.plot, results)
+
+
+def _bench(options: argparse.Namespace, console: Console) -> tuple[list[Result], list[Refusal]]:
+    """Time the layers one after the other; what is done is kept after each."""
+    torch.set_num_threads(THREADS)
+    with tempfile.TemporaryDirectory() as folder:
+        limits = Limits(Path(folder))
+    results, refusals = list[Result](), list[Refusal]()
+    for layer in options.layers:
+        found, refused = bench_layer(layer, limits, options, console)
+        results, refusals = results + found, refusals + refused
+        _show(found, refused, console)
+        if options.json:
+            write_results(options.json, results, refusals)
+    return results, refusals
+
+
+def _show(results: Sequence[Result], refusals: Sequence[Refusal], console: Console) -> None:
+    for table in case_tables(results, refusals):
+        console.print(table)
 
 
 if __name__ == "__main__":

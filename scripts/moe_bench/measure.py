@@ -22,6 +22,8 @@ _TURN_S, _TURN_CALLS = 0.1, 12
 _BUDGET_S = 1.5
 # Where the first call is so slow, it is all the warm-up there is.
 _SLOW_S = 1.0
+# A first call that is so slow, and so many times ours, is the only one: its time stands.
+_HOPELESS_S, _HOPELESS_RATIO = 2.0, 4.0
 
 Bound = tuple[Contender, Bind]
 
@@ -80,10 +82,14 @@ class _Entry:
     contender: Contender
     runs: list[Callable[[], Floats]]
     error: float
-    slow: bool
+    first_s: float
     times: list[float] = field(default_factory=list)
     reads: list[float] = field(default_factory=list)
     used: float = 0
+
+    @property
+    def slow(self) -> bool:
+        return self.first_s > _SLOW_S
 
 
 def measure(
@@ -91,15 +97,17 @@ def measure(
 ) -> tuple[list[Result], list[Refusal]]:
     """Time every contender of a group on one case, and say which refuse it."""
     entries, refusals = list[_Entry](), list[Refusal]()
+    size = int(case.hit * layer.expert_values * 4)
     for contender, bind in bound:
         try:
+            read = limits.read(size)
             entries.append(_warm(contender, bind, case))
+            _give_up(entries[0], entries[-1], read)
         except Refused as refusal:
             said = (layer.name, case.tokens, contender.name, contender.width, str(refusal))
             refusals.append(Refusal(*said))
     dense = dense_rate(layer.hidden, torch.bfloat16)
     peaks, products = list[float](), list[float]()
-    size = int(case.hit * layer.expert_values * 4)
     for turn in range(rounds):
         for entry in entries:
             if entry.used < _BUDGET_S:
@@ -121,12 +129,19 @@ def _warm(contender: Contender, bind: Bind, case: Case) -> _Entry:
     runs = [bind(call) for call in case.calls]
     start = time.perf_counter()
     y = runs[0]()[: len(case.expected)]
-    slow = time.perf_counter() - start > _SLOW_S
+    first_s = time.perf_counter() - start
     error = float(np.abs(y - case.expected).max() / np.abs(case.expected).max())
-    if not slow:
+    entry = _Entry(contender, runs, error, first_s)
+    if not entry.slow:
         for run in runs[1:]:
             run()
-    return _Entry(contender, runs, error, slow)
+    return entry
+
+
+def _give_up(ours: _Entry, entry: _Entry, read: float) -> None:
+    """Let the first call stand where more of them would only take minutes."""
+    if entry.first_s > max(_HOPELESS_S, _HOPELESS_RATIO * ours.first_s):
+        entry.times, entry.reads, entry.used = [entry.first_s], [read], _BUDGET_S
 
 
 def _take_turn(entry: _Entry, turn: int) -> None:

@@ -52,3 +52,10 @@ def write_readme(results: Sequence[Result]) -> None:
     start = text.index("<!-- bench -->\n") + len("<!-- bench -->\n")
     end = text.index("<!-- end bench -->", start)
     README.write_text(text[:start] + readme_table(results) + text[end:], encoding="utf-8")
+
+
+def read_results(path: Path) -> tuple[list[Result], list[Refusal]]:
+    """What :func:`write_results` wrote."""
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    refusals = [Refusal(**refusal) for refusal in kept["refusals"]]
+    return [Result(**result) for result in kept["results"]], refusals

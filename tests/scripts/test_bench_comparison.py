@@ -11,6 +11,8 @@ from moe_bench.contenders import Contender
 from moe_bench.groups import make_groups, release
 from moe_bench.layers import Layer, draw_weights
 from moe_bench.measure import Refusal, Result
+from moe_bench.plot import draw_roofline
+from moe_bench.record import read_results, write_results
 from moe_bench.tables import case_tables, readme_table
 from rich.console import Console
 
@@ -129,3 +131,24 @@ def test_table_marks_the_best_peer_and_says_who_refuses_and_why():
     assert "would gather 13 GB" in text
     assert "not this layer" in text
     assert "later" not in text
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    results = [result("ours"), result("fast", ratio=1.5)]
+    refusals = [Refusal("small", 4, "greedy", "fp32", "would gather 13 GB of weights")]
+    write_results(tmp_path / "kept.json", results, refusals)
+    assert read_results(tmp_path / "kept.json") == (results, refusals)
+
+
+def test_roofline_has_a_point_per_contender_and_case_and_roofs_above_the_slope():
+    pytest.importorskip("matplotlib")
+    results = [result("ours"), result("fast", ratio=2), result("ours", width="bf16", tokens=16)]
+    (axes,) = draw_roofline(results).axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+    assert lines["ours fp32"] == [[1.0, 0.002]]  # 1e6 operations on 1e6 bytes in 0.5 s
+    assert lines["fast fp32"] == [[1.0, 0.001]]
+    assert lines["ours bf16"] == [[1.0, 0.002]]
+    slope = lines["fp32 multiply-adds"]
+    assert slope[0] == pytest.approx([0.5, 0.5 * 4e6 / 1e9])
+    assert max(y for _, y in slope) <= 1.0  # the peak of 1e9 operations per second
+    assert "torch's dense bf16" in lines

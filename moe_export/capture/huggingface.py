@@ -1,7 +1,7 @@
 """Capture of a transformers model through its own exporter.
 
-That exporter prepares inputs, patches masks and attention for tracing, and fuses the graph for ONNX
-Runtime; nothing of that is done again here.
+That exporter prepares inputs, patches masks for tracing, and fuses the graph for ONNX Runtime;
+nothing of that is done again here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from moe_export.capture.attention import heads_as_rows
 from moe_export.capture.loops.translate import loop_translations
+from moe_export.capture.ort_fusions import fuse
 from moe_export.errors import UnsupportedModelError
 from moe_export.generation.spec import CacheTensor
 from moe_export.ops.onnx_ops import translation_table
@@ -24,14 +26,15 @@ from moe_export.ops.portable import OPSET
 from moe_export.sources.model import LoadedModel
 from moe_export.sources.past import GenerativeModel
 
-# ONNX Runtime's fused operators by target; a portable file has none.
-_FUSIONS = {"cpu": "cpu", "portable": None}
 # What the exporter calls a tensor of the cache, by the layer's number.
 _CACHE_LEAF = re.compile(r"(?:in|out)put\.past_key_values\.layers\.(\d+)\.(keys|values)")
 
 
 def export_pretrained(
-    loaded: LoadedModel, shapes: Mapping[str, Mapping[int, Any]], target: str
+    loaded: LoadedModel,
+    shapes: Mapping[str, Mapping[int, Any]],
+    target: str,
+    on_remark: Callable[[str], None],
 ) -> ir.Model:
     """Trace ``loaded`` with transformers' ONNX exporter.
 
@@ -39,6 +42,7 @@ def export_pretrained(
         loaded: The model, its MoE layers bound to their lowered forms.
         shapes: Dynamic axes by input name.
         target: Of the build; decides which fused operators the graph may have.
+        on_remark: Told what the user should know.
     """
     from transformers.exporters import exporter_onnx
 
@@ -46,15 +50,14 @@ def export_pretrained(
     exporter_onnx._ONNX_TRANSLATION_TABLE.update(translation_table() | loop_translations())
     exporter = exporter_onnx.OnnxExporter()
     config = exporter_onnx.OnnxConfig(
-        dynamic_shapes=dict(shapes), opset_version=OPSET, ort_fusions=_FUSIONS[target]
+        dynamic_shapes=dict(shapes), opset_version=OPSET, ort_fusions=None
     )
     # The exporter takes output flags out of the inputs it is given.
-    with _inputs_as_given(), _hidden_rows_as_eager():
+    with _inputs_as_given(), heads_as_rows(), _hidden_rows_as_eager():
         program, _ = exporter.export_program(
             loaded.model, {**loaded.inputs, **loaded.constants}, config
         )
-    model: ir.Model = program
-    return model
+    return fuse(program, target, on_remark)
 
 
 @contextmanager
@@ -110,7 +113,10 @@ def _raise_lowest(attention: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def export_with_past(
-    loaded: GenerativeModel, shapes: Mapping[str, Mapping[int, Any]], target: str
+    loaded: GenerativeModel,
+    shapes: Mapping[str, Mapping[int, Any]],
+    target: str,
+    on_remark: Callable[[str], None],
 ) -> ir.Model:
     """Trace one graph for prefill and decode: new tokens behind a cache of any length.
 
@@ -118,6 +124,7 @@ def export_with_past(
         loaded: The model with its cache among its inputs.
         shapes: Dynamic axes by input name.
         target: Of the build.
+        on_remark: Told what the user should know.
     """
     others, cache = loaded.split(loaded.inputs)
     names = [c.past for c in loaded.spec.caches]
@@ -126,7 +133,7 @@ def export_with_past(
     nested["past_key_values"] = [shapes[name] for name in names]
     inputs = {**others, "past_key_values": cache}
     whole = replace(loaded, inputs=inputs, constants={"use_cache": True})
-    model = export_pretrained(whole, nested, target)
+    model = export_pretrained(whole, nested, target, on_remark)
     _name_caches(model, loaded.spec.caches)
     return model
 

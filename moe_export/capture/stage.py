@@ -68,7 +68,7 @@ def capture(
     ):
         _check_bound_model(expected, loaded.run(loaded.inputs), len(blocks))
         calls.update(dict.fromkeys(calls, 0))
-        model = _export(loaded, shapes, plan, list(expected))
+        model = _export(loaded, shapes, plan, list(expected), progress)
     missed = [path for path, count in calls.items() if count == 0]
     if missed:
         raise UnsupportedModelError(
@@ -128,13 +128,14 @@ def _export(
     shapes: Mapping[str, Mapping[int, Any]],
     plan: BuildPlan,
     outputs: Sequence[str],
+    progress: Progress,
 ) -> ir.Model:
     try:
         with ComplexAsPairs(), exact_constants():
             if isinstance(loaded, GenerativeModel):
-                return export_with_past(loaded, shapes, plan.target)
+                return export_with_past(loaded, shapes, plan.target, progress.remark)
             if loaded.kind == "huggingface":
-                return export_pretrained(loaded, shapes, plan.target)
+                return export_pretrained(loaded, shapes, plan.target, progress.remark)
             return export_module(loaded, shapes, outputs)
     except MoeExportError:
         raise

@@ -26,8 +26,11 @@ import numpy as np
 import onnx_ir as ir
 
 from moe_export.lower.stage import LoweredModel
+from moe_export.pack.model_file import INLINE_BYTES, PAGE_BYTES
+from moe_export.pack.packed_weights import pack_weights
 from moe_export.plan import BuildPlan
-from moe_export.progress import peak_memory
+from moe_export.progress import SilentProgress, peak_memory
+from moe_export.quantize.stage import quantize
 from moe_export.runners.eager import EagerRunner
 from moe_export.sources.model import LoadedModel
 from moe_export.verify.cases import InputShape
@@ -91,7 +94,7 @@ def estimate_build(
         library: The op library that is copied into the bundle.
         measured_s: Seconds that the dry run's stages took.
     """
-    weights_bytes = sum(_tensor_bytes(lowered.model))
+    weights_bytes = _tensor_bytes(lowered, plan)
     graph_bytes, library_bytes = _graph_bytes(lowered), library.stat().st_size if library else 0
     example = [*loaded.inputs.values(), *loaded.run(loaded.inputs).values()]
     example_bytes = sum(t.numel() * t.element_size() for t in example)
@@ -110,14 +113,18 @@ def estimate_build(
     )
 
 
-def _tensor_bytes(model: ir.Model) -> list[int]:
-    """Bytes of every stored tensor."""
-    return [
+def _tensor_bytes(lowered: LoweredModel, plan: BuildPlan) -> int:
+    """Bytes of every stored tensor as the plan has it written, each on a page of its own."""
+    graph = quantize(lowered, plan, SilentProgress()).model
+    if plan.target == "cpu":
+        graph = pack_weights(graph)
+    sizes = [
         value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
+        for part in graph.graphs()
+        for value in part.initializers.values()
         if value.const_value is not None
     ]
+    return sum(s if s <= INLINE_BYTES else -(-s // PAGE_BYTES) * PAGE_BYTES for s in sizes)
 
 
 def _graph_bytes(lowered: LoweredModel) -> int:

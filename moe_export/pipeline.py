@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_export.capture.stage import capture
 from moe_export.errors import ParityError, UnsupportedModelError, UsageError
 from moe_export.generation.spec import GenerationSpec
-from moe_export.lower.stage import lower
+from moe_export.lower.stage import LoweredModel, lower
 from moe_export.optimize.stage import optimize
-from moe_export.pack.model_file import PackedModel, pack
+from moe_export.pack.model_file import (
+    EXACT_NAME,
+    MODEL_NAME,
+    ROUNDED_NAME,
+    PackedModel,
+    pack,
+    write_graph,
+)
+from moe_export.pack.stored_layers import stored_layers
 from moe_export.package import write
 from moe_export.package.bundle import Bundle
 from moe_export.package.manifest import Manifest
 from moe_export.package.text_files import TOKENIZER_FILE, copy_text_files
 from moe_export.plan import BuildPlan, Target
 from moe_export.progress import Progress, SilentProgress
+from moe_export.quantize.stage import quantize
 from moe_export.recognize.stage import Recognition, recognize
 from moe_export.refusals import list_refusals
 from moe_export.runners.library import ort_library_path
@@ -26,6 +35,8 @@ from moe_export.sources.file_backed import stored_bytes, weights_in_files
 from moe_export.sources.model import LoadedModel, restore_dtypes, weight_bytes
 from moe_export.sources.past import GenerativeModel
 from moe_export.sources.source import load_module, load_source
+from moe_export.verify.keep_layers import find_kept_layers, mix
+from moe_export.verify.quantization import measure_quantization, run_eager
 from moe_export.verify.report import ParityReport
 from moe_export.verify.stage import verify
 
@@ -101,17 +112,63 @@ def build_loaded(loaded: LoadedModel, plan: BuildPlan, progress: Progress) -> Bu
     progress.stage("optimize")
     lowered = optimize(lowered, plan, progress)
     with write.staged(plan.output, overwrite=plan.overwrite) as folder:
-        progress.stage("pack")
-        packed = pack(lowered, folder)
-        report = None
-        if plan.verify:
-            progress.stage("verify")
-            report = verify(loaded, packed, plan, library, progress)
+        packed, report = _write_model(loaded, lowered, folder, plan, library, progress)
         progress.stage("package")
         manifest = _package(loaded, packed, plan, report, library, progress)
     if report is not None and not report.passed:
         raise ParityError(_failure(report, plan))
     return Bundle(plan.output, manifest)
+
+
+def _write_model(
+    loaded: LoadedModel,
+    lowered: LoweredModel,
+    folder: Path,
+    plan: BuildPlan,
+    library: Path | None,
+    progress: Progress,
+) -> tuple[PackedModel, ParityReport | None]:
+    """The stages ``quantize``, ``pack`` and ``verify``."""
+    if plan.weights != "fp32":
+        return _write_smaller(loaded, lowered, folder, plan, library, progress)
+    progress.stage("pack")
+    packed = pack(lowered, folder, plan.target)
+    if not plan.verify:
+        return packed, None
+    progress.stage("verify")
+    return packed, verify(loaded, packed, plan, library, progress)
+
+
+def _write_smaller(
+    loaded: LoadedModel,
+    lowered: LoweredModel,
+    folder: Path,
+    plan: BuildPlan,
+    library: Path | None,
+    progress: Progress,
+) -> tuple[PackedModel, ParityReport | None]:
+    """As ``_write_model``, with smaller weights: parity is that of the float32 model beside it."""
+    progress.stage("quantize")
+    smaller = quantize(lowered, plan, progress)
+    progress.stage("pack")
+    packed = pack(smaller, folder, name=MODEL_NAME if plan.max_error is None else ROUNDED_NAME)
+    if not plan.verify:
+        return packed, None
+    exact = pack(lowered, folder, name=EXACT_NAME)
+    progress.stage("verify")
+    report = verify(loaded, exact, plan, library, progress)
+    cases = run_eager(loaded, exact, plan, library)
+    kept: tuple[str, ...] = ()
+    if plan.max_error is not None:
+        kept = find_kept_layers(exact, packed, plan.max_error, library, cases, progress)
+        mixed = quantize(lowered, plan, SilentProgress(), kept)
+        rounded, packed = packed, PackedModel(folder, mixed, mix(exact, packed, kept))
+        write_graph(packed)
+        rounded.remove()
+    found = measure_quantization(exact, packed, library, cases, plan, progress)
+    exact.remove()
+    found = replace(found, max_error=plan.max_error, kept=kept)
+    return packed, report.with_quantization(found)
 
 
 def recognize_layers(loaded: LoadedModel, progress: Progress, *, keep_going: bool) -> Recognition:
@@ -144,13 +201,17 @@ def _package(
         write.write_parity(folder, report.to_json())
     if library is not None:
         write.copy_library(folder, library)
+    stored = stored_layers(packed)
     return write.write_manifest(
         folder,
         target=plan.target,
         source={"name": loaded.source, "kind": loaded.kind, **loaded.description},
         inputs=runner.inputs,
         outputs=runner.outputs,
-        layers=[layer.describe() for layer in packed.lowered.layers],
+        layers=[
+            {**layer.describe(), "weights": asdict(stored[layer.path])}
+            for layer in packed.lowered.layers
+        ],
         parity=report.summary() if report else {"status": "skipped"},
         batch_coupled=report.batch_coupled if report else None,
         telemetry=[record.to_json() for record in packed.lowered.telemetry],

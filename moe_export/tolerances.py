@@ -5,6 +5,8 @@ An error is ``relative_error`` unless said otherwise. Everything compared is flo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from moe_export.runners.arrays import Array
@@ -14,6 +16,24 @@ INNER_TOLERANCE = 4e-6
 
 # One layer: sums over up to a few thousand products in another order; measured below 3e-6.
 LAYER_TOLERANCE = 1e-5
+
+# One expert node against the NumPy reference on the numbers that its stored weights stand for, by
+# weight type, on normal inputs; see plugins/README.md for what kernels do with activations. Errors
+# that an order of codes, a scale or a zero point gone wrong makes are of the size of the result.
+KERNEL_TOLERANCES: Mapping[str, float] = {
+    # Activations stay in float32: as above.
+    "fp32": LAYER_TOLERANCE,
+    "fp16": LAYER_TOLERANCE,
+    # Activations are rounded to bfloat16 twice, before each product: 2^-9 relative at most each
+    # time, which adds up like a random walk; measured 3e-3 to 5e-3.
+    "bf16": 2e-2,
+    # Activations are rounded to int8 twice, with a scale per token and block: by up to 1/254 of the
+    # block's largest, which is about three times a normal input's size and more behind a gate;
+    # measured 1e-2 to 2e-2.
+    "int8": 6e-2,
+    "int4": 6e-2,
+    "mxfp4": 6e-2,
+}
 
 # A loop over tokens against its recurrence: chunks take differences of logarithms that were summed
 # up, which loses a digit for every tenfold that the sum is; measured below 1e-5.

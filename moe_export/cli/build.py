@@ -11,6 +11,7 @@ import click
 from moe_export.cli.console import StageProgress, stdout
 from moe_export.cli.dry_run_table import draw_dry_run
 from moe_export.cli.options import Output, common_options
+from moe_export.cli.quantization_table import draw_quantization
 from moe_export.cli.report import draw_layers, draw_parity, draw_verdict
 from moe_export.errors import (
     EnvironmentLacksError,
@@ -19,7 +20,7 @@ from moe_export.errors import (
     UsageError,
 )
 from moe_export.package.manifest import read_manifest
-from moe_export.plan import TARGETS, AxisSpec, BuildPlan, InputSpec
+from moe_export.plan import TARGETS, WEIGHTS, AxisSpec, BuildPlan, InputSpec
 
 # Where a dry run without a folder would write: beside what is here.
 _NOWHERE = Path("bundle")
@@ -58,6 +59,17 @@ _NOWHERE = Path("bundle")
 @click.option("--telemetry", is_flag=True,
               help="Add outputs that tell how each MoE layer spreads its tokens over its "
                    "experts.")  # fmt: skip
+@click.option("--weights", type=click.Choice(WEIGHTS), default="fp32", show_default=True,
+              help="How experts' weights are stored, with target cpu; all others stay float32. "
+                   "mxfp4: as the checkpoint has them. source: the narrowest type that holds a "
+                   "layer's weights without rounding.")  # fmt: skip
+@click.option("--block-size", type=int, metavar="32|64|128",
+              help="Inputs that share a scale in int4 weights; 128 if not given.")  # fmt: skip
+@click.option("--zero-points", is_flag=True,
+              help="Give every block of int4 weights a zero point.")  # fmt: skip
+@click.option("--max-error", type=float, metavar="X",
+              help="Keep as few layers as possible in float32 such that every output's relative "
+                   "RMS error against eager, over all cases, is at most X.")  # fmt: skip
 @click.option("--dry-run", is_flag=True,
               help="Write nothing: show what a build would find in every layer, and estimate its "
                    "size, memory and time.")  # fmt: skip
@@ -145,6 +157,7 @@ def _show(folder: Path, output: Output) -> None:
         draw_layers(console, manifest["layers"])
         if parity:
             draw_parity(console, parity)
+            draw_quantization(console, parity)
         draw_verdict(console, manifest)
         size_mb = sum(f["size_bytes"] for f in manifest["files"].values()) / 1e6
         console.print(f"wrote {folder} ({size_mb:.1f} MB, target {manifest['target']})")

@@ -81,11 +81,19 @@ def draw_verdict(console: Console, manifest: Mapping[str, Any]) -> None:
     """One line that says whether the bundle was proved."""
     parity = manifest["parity"]
     if parity["status"] == "passed":
+        rounded = parity.get("quantization")
         console.print(
             f"[green]parity passed[/]: {parity['tokens']} tokens per layer, "
             f"{parity['disagreeing_tokens']} routed otherwise, largest error "
-            f"{format_error(parity['max_error'])}"
+            f"{format_error(parity['max_error'])}{' in float32' if rounded else ''}",
+            soft_wrap=True,
         )
+        if rounded:
+            console.print(
+                f"rounded weights: outputs differ from eager's by {format_error(rounded['rms'])} "
+                f"(RMS), {format_error(rounded['largest'])} at most",
+                soft_wrap=True,
+            )
     else:
         console.print(f"[red]not verified[/]: parity {parity['status']}")
     if manifest["batch_coupled"]:

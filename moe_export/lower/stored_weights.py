@@ -79,7 +79,8 @@ class WeightReplacer:
             old = values[f"{matrix.prefix}weight"]
             key = str(old.name), storage, matrix
             if key not in self._made:
-                self._made[key] = self._register(str(old.name), storage, tensors[matrix.prefix])
+                stem = _stem(str(old.name), attributes.storage, storage)
+                self._made[key] = self._register(stem, tensors[matrix.prefix])
             values |= {matrix.prefix + p: value for p, value in self._made[key].items()}
         new = dataclasses.replace(
             attributes,
@@ -95,14 +96,12 @@ class WeightReplacer:
         for attribute in ir.convenience.convert_attributes(new.to_onnx()):
             node.attributes[attribute.name] = attribute
 
-    def _register(
-        self, name: str, storage: WeightStorage, tensors: Mapping[str, ir.TensorProtocol]
-    ) -> dict[str, ir.Value]:
+    def _register(self, stem: str, tensors: Mapping[str, ir.TensorProtocol]) -> dict[str, ir.Value]:
         made = {}
+        while stem in self._graph.initializers:
+            stem += "_"
         for part, tensor in tensors.items():
-            stem = f"{name}.{storage.weight_type}.{storage.layout}.{part}"
-            count = sum(n == stem or n.startswith(f"{stem}.") for n in self._graph.initializers)
-            tensor.name = f"{stem}.{count}" if count else stem
+            tensor.name = stem if part == "weight" else f"{stem}.{part}"
             made[part] = ir.Value(
                 name=tensor.name,
                 type=ir.TensorType(tensor.dtype),
@@ -111,3 +110,10 @@ class WeightReplacer:
             )
             self._graph.register_initializer(made[part])
         return made
+
+
+def _stem(name: str, old: WeightStorage, new: WeightStorage) -> str:
+    """The name of a weight in a new storage, such as ``experts.up.int4.cpu_v1``."""
+    kind = f".{new.weight_type}" if new.weight_type != old.weight_type else ""
+    layout = f".{new.layout}" if new.layout != old.layout else ""
+    return name + kind + layout

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +10,19 @@ import onnx_ir as ir
 
 from moe_export.errors import MoeExportError
 from moe_export.lower.stage import LoweredLayer, LoweredModel
+from moe_export.pack.packed_weights import pack_weights
+from moe_export.plan import Target
 
 MODEL_NAME = "model.onnx"
-DATA_NAME = "model.onnx.data"
+# The model in float32, beside one with smaller weights for as long as they are compared.
+EXACT_NAME = "float32.onnx"
+# A model with smaller weights, while which layers stay in float32 is sought.
+ROUNDED_NAME = "rounded.onnx"
 
 # Initializers up to this size stay in the ONNX file, where shape inference can read them.
-_INLINE_BYTES = 1024
+INLINE_BYTES = 1024
+# Tensors in the data file begin on a page, so that runtimes map them as they are.
+PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -24,34 +31,69 @@ class PackedModel:
 
     Attributes:
         folder: Where the files are.
-        lowered: What was written.
+        lowered: What was written, its expert weights row-major.
+        graph: The graph as it was written.
+        name: Name of the ONNX file.
     """
 
     folder: Path
     lowered: LoweredModel
+    graph: ir.Model
+    name: str = MODEL_NAME
 
     @property
     def path(self) -> Path:
         """The ONNX file."""
-        return self.folder / MODEL_NAME
+        return self.folder / self.name
+
+    @property
+    def data_path(self) -> Path:
+        """Its external data."""
+        return self.folder / f"{self.name}.data"
+
+    def remove(self) -> None:
+        """Delete both files."""
+        self.path.unlink()
+        self.data_path.unlink(missing_ok=True)  # there is none where all tensors are small
 
 
-def pack(lowered: LoweredModel, folder: Path) -> PackedModel:
-    """Write ``model.onnx`` and ``model.onnx.data`` into ``folder``.
+def pack(
+    lowered: LoweredModel, folder: Path, target: Target = "cpu", name: str = MODEL_NAME
+) -> PackedModel:
+    """Write the ONNX file and its external data into ``folder``, every tensor on a page of its own.
+
+    Args:
+        lowered: The model; its graph stays as it is.
+        folder: Where to write.
+        target: Expert weights are packed for the CPU's kernels, or row-major for other targets.
+        name: Name of the ONNX file; that of its data follows.
+
+    Raises:
+        MoeExportError: the files cannot be written.
+    """
+    graph = pack_weights(lowered.model) if target == "cpu" else lowered.model
+    packed = PackedModel(folder, lowered, graph, name)
+    write_graph(packed)
+    return packed
+
+
+def write_graph(packed: PackedModel) -> None:
+    """Write a model's graph and the tensors that it has, which other files may hold.
 
     Raises:
         MoeExportError: the files cannot be written.
     """
     try:
         ir.save(
-            lowered.model,
-            folder / MODEL_NAME,
-            external_data=DATA_NAME,
-            size_threshold_bytes=_INLINE_BYTES,
+            packed.graph,
+            packed.path,
+            external_data=packed.data_path.name,
+            size_threshold_bytes=INLINE_BYTES,
+            alignment=PAGE_BYTES,
+            align_threshold=INLINE_BYTES,
         )
     except OSError as error:
-        raise MoeExportError(f"{folder} cannot be written: {error}") from error
-    return PackedModel(folder, lowered)
+        raise MoeExportError(f"{packed.folder} cannot be written: {error}") from error
 
 
 def write_probe(packed: PackedModel, values: Sequence[str], name: str) -> Path:
@@ -92,13 +134,39 @@ def write_experts(packed: PackedModel, layer: LoweredLayer, name: str) -> Path:
         layer: The layer: all nodes between its routing and its result are written.
         name: File name, beside the model.
     """
-    model = ir.load(packed.path)
     ends = {"x": layer.x, "expert_ids": layer.expert_ids, "expert_weights": layer.expert_weights}
-    graph = ir.convenience.extract(model.graph, list(ends.values()), [layer.y])
-    for value, new_name in zip(graph.inputs, ends, strict=True):
+    return _write_part(packed, ends, layer.y, name)
+
+
+def write_node(packed: PackedModel, node: ir.Node, inputs: Sequence[str], name: str) -> Path:
+    """Write a model of one expert node alone; weights are shared.
+
+    Args:
+        packed: The written model.
+        node: The node, or the one that it was packed from.
+        inputs: What to call the inputs that are not stored, in order.
+        name: File name, beside the model.
+    """
+    given = [v for v in node.inputs if v is not None and v.const_value is None]
+    ends = {new: str(value.name) for new, value in zip(inputs, given, strict=True)}
+    return _write_part(packed, ends, str(node.outputs[0].name), name)
+
+
+def _write_part(packed: PackedModel, inputs: Mapping[str, str], output: str, name: str) -> Path:
+    """Write what lies between values of the graph as a model of its own.
+
+    Args:
+        packed: The written model.
+        inputs: Names of values, by what the model's inputs are to be called.
+        output: Name of the value that becomes its output ``y``.
+        name: File name, beside the model.
+    """
+    model = ir.load(packed.path)
+    graph = ir.convenience.extract(model.graph, list(inputs.values()), [output])
+    for value, new_name in zip(graph.inputs, inputs, strict=True):
         value.name = new_name
-        if value.shape is not None:
-            width = value.shape[1] if new_name == "x" else "K"
+        if value.shape is not None and new_name != "group_ends":
+            width = "K" if new_name in ("expert_ids", "expert_weights") else value.shape[1]
             value.shape = ir.Shape(["T", width])
     graph.outputs[0].name, graph.outputs[0].shape = "y", None
     for node in graph:

@@ -184,10 +184,15 @@ def kept_tokens(case: Case, tokens: int) -> Array:
 
 def output_error(case: Case, found: Array, expected: Array) -> float:
     """Relative error of an output, at the positions that an attention mask keeps."""
+    return relative_error(*kept_outputs(case, found, expected))
+
+
+def kept_outputs(case: Case, found: Array, expected: Array) -> tuple[Array, Array]:
+    """An output on both sides, at the positions that an attention mask keeps."""
     mask = case.attended
     if mask is not None and expected.shape[: mask.ndim] == mask.shape == found.shape[: mask.ndim]:
-        return relative_error(found[mask], expected[mask])
-    return relative_error(found, expected)
+        return found[mask], expected[mask]
+    return found, expected
 
 
 def _is_miscounted(eager: LayerTrace, num_experts: int) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from moe_export.verify.quantization_report import QuantizationReport
+
 
 @dataclass(frozen=True)
 class CaseResult:
@@ -74,6 +76,8 @@ class ParityReport:
         batch_coupled: Whether one sample changes another's result.
         source_dtype: The checkpoint's half-precision type, if it had one.
         source_dtype_error: Relative error against eager in that type; not judged.
+        quantization: What smaller weights cost; all else was compared in float32. None where the
+            bundle's weights are float32.
     """
 
     failures: tuple[str, ...]
@@ -83,6 +87,7 @@ class ParityReport:
     batch_coupled: bool = False
     source_dtype: str | None = None
     source_dtype_error: float | None = None
+    quantization: QuantizationReport | None = None
 
     @property
     def passed(self) -> bool:
@@ -93,6 +98,11 @@ class ParityReport:
     def max_error(self) -> float:
         """Largest relative error of any output in any case."""
         return max((e for case in self.cases for e in case.errors.values()), default=0.0)
+
+    def with_quantization(self, quantization: QuantizationReport) -> ParityReport:
+        """The report with what smaller weights cost, and with what is wrong about them."""
+        failures = (*self.failures, *quantization.failures())
+        return dataclasses.replace(self, failures=failures, quantization=quantization)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``parity.json``: an infinite margin is null, an infinite error "inf"."""
@@ -114,6 +124,7 @@ class ParityReport:
             "tokens": max((layer.tokens for layer in self.layers), default=0),
             "disagreeing_tokens": sum(layer.disagreeing for layer in self.layers),
             "tied_tokens": sum(layer.tied for layer in self.layers),
+            "quantization": _plain(self.quantization.summary()) if self.quantization else None,
         }
 
 

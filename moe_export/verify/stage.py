@@ -43,7 +43,7 @@ def verify(
     layers = packed.lowered.layers
     runner = _open_probe(packed, library)
     eager = EagerRunner(loaded.run, [layer.block for layer in layers])
-    sweep = make_sweep(loaded, _input_shapes(loaded, runner), plan)
+    sweep = make_sweep(loaded, input_shapes(loaded, runner), plan)
     judge = Judge(layers, packed.lowered.telemetry)
     if isinstance(loaded, GenerativeModel):
         compare_steps(loaded, layers, runner, judge, plan, progress)
@@ -81,7 +81,8 @@ def _open_probe(packed: PackedModel, library: Path | None) -> OnnxRuntimeRunner:
         probe.unlink()
 
 
-def _input_shapes(loaded: LoadedModel, runner: OnnxRuntimeRunner) -> tuple[InputShape, ...]:
+def input_shapes(loaded: LoadedModel, runner: OnnxRuntimeRunner) -> tuple[InputShape, ...]:
+    """The inputs that a session takes, with the example's values."""
     ranges = loaded.integer_ranges
     return tuple(
         InputShape(s.name, s.shape, loaded.inputs[s.name].numpy(), ranges.get(s.name))

@@ -136,7 +136,7 @@ def test_routers_of_both_forms_are_fused_and_experts_are_written_alone(tmp_path)
     found = fuse_routers(model.model, model.layers, SilentProgress())
     assert [layer.routing for layer in found] == ["softmax top-2, renormalized"] * 2
     attach_functions(model.model)
-    packed = pack(type(model)(model.model, found), tmp_path)
+    packed = pack(type(model)(model.model, found), tmp_path, "portable")
     ids = torch.tensor([[0, 3], [2, 1], [1, 1]])
     weights, x = torch.rand(3, 2), torch.randn(3, H)
     feeds = {"x": x.numpy(), "expert_weights": weights.numpy()}

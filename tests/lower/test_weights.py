@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 
 def test_transposed_interleaved_weights_are_stored_row_major(tmp_path):
     model = make_named_model("gpt_oss")
-    moe_export.build(model, output=tmp_path / "bundle", verify=False)
+    moe_export.build(model, output=tmp_path / "bundle", target="portable", verify=False)
     graph = ir.load(tmp_path / "bundle" / "model.onnx").graph
     node = next(n for n in graph if n.op_type == "GroupedExperts")
     up, _, up_bias, _ = node.inputs[3:]
@@ -30,7 +30,7 @@ def test_transposed_interleaved_weights_are_stored_row_major(tmp_path):
 
 def test_plain_weights_are_stored_as_they_are(tmp_path):
     model = make_named_model("mixtral")
-    moe_export.build(model, output=tmp_path / "bundle", verify=False)
+    moe_export.build(model, output=tmp_path / "bundle", target="portable", verify=False)
     graph = ir.load(tmp_path / "bundle" / "model.onnx").graph
     node = next(n for n in graph if n.op_type == "GroupedExperts")
     stored = model.model.layers[0].mlp.experts.gate_up_proj

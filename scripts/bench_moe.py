@@ -28,7 +28,7 @@ from moe_bench.plot import plot_roofline
 from moe_bench.record import RECORD, read_results, write_readme, write_results
 from moe_bench.routing import Refused, draw_case
 from moe_bench.sessions import THREADS
-from moe_bench.tables import case_tables
+from moe_bench.tables import case_tables, readme_table
 from rich.console import Console
 
 TOKENS = "1,4,16,64,256,1024"
@@ -133,7 +133,7 @@ def main() -> None:
     console.print(LEGEND, markup=False, highlight=False, soft_wrap=True)
     if options.record:
         write_results(RECORD, results, refusals)
-        write_readme(results)
+        write_readme("bench", readme_table(results))
     if options.plot:
         plot_roofline(options.plot, results)
 

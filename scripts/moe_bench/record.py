@@ -14,7 +14,6 @@ from typing import Any
 from moe_bench.contenders import MODULES
 from moe_bench.measure import Refusal, Result
 from moe_bench.sessions import THREADS
-from moe_bench.tables import readme_table
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "scripts" / "bench_moe.json"
@@ -46,12 +45,13 @@ def machine() -> dict[str, str]:
     return {"cpu": name or platform.machine(), "threads": str(THREADS), **versions}
 
 
-def write_readme(results: Sequence[Result]) -> None:
-    """Replace the README's table between its markers."""
+def write_readme(mark: str, table: str) -> None:
+    """Replace what the README has between ``<!-- mark -->`` and ``<!-- end mark -->``."""
     text = README.read_text(encoding="utf-8")
-    start = text.index("<!-- bench -->\n") + len("<!-- bench -->\n")
-    end = text.index("<!-- end bench -->", start)
-    README.write_text(text[:start] + readme_table(results) + text[end:], encoding="utf-8")
+    begin = f"<!-- {mark} -->\n"
+    start = text.index(begin) + len(begin)
+    end = text.index(f"<!-- end {mark} -->", start)
+    README.write_text(text[:start] + table + text[end:], encoding="utf-8")
 
 
 def read_results(path: Path) -> tuple[list[Result], list[Refusal]]:

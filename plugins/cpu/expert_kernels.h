@@ -56,6 +56,12 @@ struct ExpertKernels {
   /// @param y     [width].
   void (*combine)(const float* const* slots, const float* weights, int64_t top_k, int64_t width,
                   float* y);
+
+  /// values[i] = 1 / (1 + e^-values[i]).
+  void (*sigmoid)(float* values, int64_t count);
+
+  /// values[i] = e^values[i] / Σ e^values; NaN everywhere if any of them is NaN or infinity.
+  void (*softmax)(float* values, int64_t count);
 };
 
 /// The kernels for `isa`.

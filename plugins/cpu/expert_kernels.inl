@@ -232,7 +232,39 @@ void finish_up(const GroupedExpertsAttributes& attributes, float* products, int6
   }
 }
 
-constexpr ExpertKernels kKernels = {kMaxTile, project_up<>, project<>, finish_up, combine};
+/// values[i] = function(values[i]), a vector at a time.
+template <class Function>
+inline void transform(float* values, int64_t count, Function&& function) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(values + i, function(load(values + i)));
+  if (i == count) return;
+  float rest[kLanes] = {};
+  for (int64_t j = i; j < count; ++j) rest[j - i] = values[j];
+  store(rest, function(load(rest)));
+  for (int64_t j = i; j < count; ++j) values[j] = rest[j - i];
+}
+
+void sigmoid(float* values, int64_t count) {
+  transform(values, count, [](Vec x) { return 1.0f / (exponential(-x) + 1.0f); });
+}
+
+void softmax(float* values, int64_t count) {
+  Vec tops = broadcast(-kInfinity);
+  transform(values, count / kLanes * kLanes, [&](Vec x) {
+    tops = x > tops ? x : tops;
+    return x;
+  });
+  float top = -kInfinity;
+  for (int lane = 0; lane < kLanes; ++lane) top = tops[lane] > top ? tops[lane] : top;
+  for (int64_t i = count / kLanes * kLanes; i < count; ++i) top = values[i] > top ? values[i] : top;
+  transform(values, count, [=](Vec x) { return exponential(x - top); });
+  float sum = 0.0f;
+  for (int64_t i = 0; i < count; ++i) sum += values[i];
+  transform(values, count, [=](Vec x) { return x / sum; });
+}
+
+constexpr ExpertKernels kKernels = {kMaxTile, project_up<>, project<>, finish_up,
+                                    combine,  sigmoid,      softmax};
 
 }  // namespace
 }  // namespace moe_export::cpu

@@ -6,6 +6,8 @@
 #include <numeric>
 #include <vector>
 
+#include "expert_kernels.h"
+
 namespace moe_export::cpu {
 namespace {
 
@@ -13,63 +15,38 @@ namespace {
 constexpr int64_t kTaskLogits = 8192;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-void apply_softmax(float* values, int64_t count) {
-  float top = values[0];
-  for (int64_t i = 1; i < count; ++i) {
-    if (values[i] > top || std::isnan(values[i])) top = values[i];
-  }
-  float sum = 0.0f;
-  for (int64_t i = 0; i < count; ++i) sum += values[i] = std::exp(values[i] - top);
-  for (int64_t i = 0; i < count; ++i) values[i] /= sum;
-}
-
-float sigmoid(float value) { return 1.0f / (1.0f + std::exp(-value)); }
-
 float sqrt_softplus(float value) {
   return std::sqrt(std::max(value, 0.0f) + std::log1p(std::exp(-std::abs(value))));
 }
 
-void apply_score(ScoreFunction function, float* values, int64_t count) {
-  switch (function) {
-    case ScoreFunction::kSoftmax:
-      return apply_softmax(values, count);
-    case ScoreFunction::kSigmoid:
-      std::transform(values, values + count, values, sigmoid);
-      return;
-    case ScoreFunction::kSqrtSoftplus:
-      std::transform(values, values + count, values, sqrt_softplus);
-      return;
-    case ScoreFunction::kIdentity:
-      return;
-  }
-}
-
 /// Writes to `best` the first `count` of [0, size) by descending value; ties go to the lower
-/// index, NaN comes last.
+/// index. No value is NaN.
 void select_top(const float* values, int64_t size, int64_t count, std::vector<int32_t>& best) {
-  best.resize(size);
-  std::iota(best.begin(), best.end(), 0);
-  std::partial_sort(best.begin(), best.begin() + count, best.end(), [&](int32_t a, int32_t b) {
-    if (values[a] > values[b]) return true;
-    if (values[a] < values[b]) return false;
-    const bool a_is_nan = std::isnan(values[a]);
-    return a_is_nan == std::isnan(values[b]) ? a < b : !a_is_nan;
-  });
+  best.resize(count);
+  int64_t found = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    if (found == count && !(values[i] > values[best[count - 1]])) continue;
+    int64_t place = found < count ? found++ : count - 1;
+    for (; place > 0 && values[i] > values[best[place - 1]]; --place) best[place] = best[place - 1];
+    best[place] = static_cast<int32_t>(i);
+  }
 }
 
 /// Routes tokens one after the other; its buffers are reused.
 class Router {
  public:
-  Router(const TopKGatingAttributes& attributes, const TopKGatingTensors& tensors)
+  Router(const TopKGatingAttributes& attributes, const TopKGatingTensors& tensors,
+         const ExpertKernels& kernels)
       : attributes_(attributes),
         tensors_(tensors),
+        kernels_(kernels),
         score_(tensors.num_experts),
         choice_(tensors.num_experts) {}
 
   void route(int64_t token) {
     const float* const logits = tensors_.logits + token * tensors_.num_experts;
     std::copy_n(logits, tensors_.num_experts, score_.begin());
-    apply_score(attributes_.score_function, score_.data(), tensors_.num_experts);
+    score();
     choose();
     int32_t* const ids = tensors_.expert_ids + token * attributes_.top_k;
     std::copy_n(order_.begin(), attributes_.top_k, ids);
@@ -77,6 +54,21 @@ class Router {
   }
 
  private:
+  void score() {
+    const int64_t count = tensors_.num_experts;
+    switch (attributes_.score_function) {
+      case ScoreFunction::kSoftmax:
+        return kernels_.softmax(score_.data(), count);
+      case ScoreFunction::kSigmoid:
+        return kernels_.sigmoid(score_.data(), count);
+      case ScoreFunction::kSqrtSoftplus:
+        std::transform(score_.begin(), score_.end(), score_.begin(), sqrt_softplus);
+        return;
+      case ScoreFunction::kIdentity:
+        return;
+    }
+  }
+
   void choose() {
     for (int64_t e = 0; e < tensors_.num_experts; ++e) {
       const float bias = tensors_.selection_bias ? tensors_.selection_bias[e] : 0.0f;
@@ -106,17 +98,16 @@ class Router {
       second = std::max(second, std::min(first, choice[i]));
       first = std::max(first, choice[i]);
     }
-    return attributes_.group_score == GroupScore::kMax ? first : first + second;
+    if (attributes_.group_score == GroupScore::kMax) return first;
+    return std::isnan(first + second) ? -kInfinity : first + second;  // of two infinities
   }
 
   void weigh(const float* logits, const int32_t* ids, float* weights) const {
     const int64_t top_k = attributes_.top_k;
     const bool from_score = attributes_.weight_function == WeightFunction::kScore;
     for (int64_t k = 0; k < top_k; ++k) weights[k] = from_score ? score_[ids[k]] : logits[ids[k]];
-    if (attributes_.weight_function == WeightFunction::kSoftmax) apply_softmax(weights, top_k);
-    if (attributes_.weight_function == WeightFunction::kSigmoid) {
-      std::transform(weights, weights + top_k, weights, sigmoid);
-    }
+    if (attributes_.weight_function == WeightFunction::kSoftmax) kernels_.softmax(weights, top_k);
+    if (attributes_.weight_function == WeightFunction::kSigmoid) kernels_.sigmoid(weights, top_k);
     float divisor = 1.0f;
     if (attributes_.renormalize) {
       const float sum = std::accumulate(weights, weights + top_k, 0.0f);
@@ -128,6 +119,7 @@ class Router {
 
   const TopKGatingAttributes& attributes_;
   const TopKGatingTensors& tensors_;
+  const ExpertKernels& kernels_;
   std::vector<float> score_;        // [E]
   std::vector<float> choice_;       // [E], score plus bias with NaN at the end
   std::vector<float> group_score_;  // [num_groups]
@@ -136,11 +128,11 @@ class Router {
 
 }  // namespace
 
-void top_k_gating(const TopKGatingAttributes& attributes, const TopKGatingTensors& tensors,
+void top_k_gating(const TopKGatingAttributes& attributes, const TopKGatingTensors& tensors, Isa isa,
                   ThreadPool& pool) {
   const int64_t chunk = std::max<int64_t>(1, kTaskLogits / tensors.num_experts);
   parallel_chunks(pool, tensors.num_tokens, chunk, [&](int64_t first, int64_t last) {
-    Router router(attributes, tensors);
+    Router router(attributes, tensors, expert_kernels(isa));
     for (int64_t token = first; token < last; ++token) router.route(token);
   });
 }

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 
+#include "isa.h"
 #include "parallel.h"
 #include "spec/contract.h"
 
@@ -17,7 +18,7 @@ struct TopKGatingTensors {
 };
 
 /// Chooses each token's experts and their weights, in float32.
-void top_k_gating(const TopKGatingAttributes& attributes, const TopKGatingTensors& tensors,
+void top_k_gating(const TopKGatingAttributes& attributes, const TopKGatingTensors& tensors, Isa isa,
                   ThreadPool& pool);
 
 }  // namespace moe_export::cpu

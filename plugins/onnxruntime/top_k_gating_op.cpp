@@ -9,7 +9,8 @@ namespace moe_export::ort {
 
 using std::to_string;
 
-TopKGatingKernel::TopKGatingKernel(const OrtApi* api, const OrtKernelInfo* info) : api_(api) {
+TopKGatingKernel::TopKGatingKernel(const OrtApi* api, const OrtKernelInfo* info)
+    : api_(api), isa_(cpu::choose_isa()) {
   attributes_.visit(AttributeReader(api, info, "gating_attributes"));
   check_attributes();
   std::vector<std::string> names = {"logits"};
@@ -73,7 +74,7 @@ void TopKGatingKernel::compute(OrtKernelContext* context) const {
   cpu::top_k_gating(attributes_,
                     {num_tokens, num_experts, logits.floats(), bias.floats(),
                      io.output<int32_t>(0, chosen), io.output<float>(1, chosen)},
-                    pool);
+                    isa_, pool);
 }
 
 void TopKGatingKernel::infer_shapes(const OrtApi* api, OrtShapeInferContext* context) {

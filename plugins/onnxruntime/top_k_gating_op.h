@@ -1,5 +1,6 @@
 #pragma once
 #include "errors.h"
+#include "isa.h"
 #include "spec/contract.h"
 
 namespace moe_export::ort {
@@ -27,6 +28,7 @@ class TopKGatingKernel {
   void check_experts(int64_t num_experts) const;
 
   const OrtApi* api_;
+  cpu::Isa isa_;
   TopKGatingAttributes attributes_;
 };
 

@@ -1,6 +1,7 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "check.h"
@@ -22,7 +23,8 @@ struct Routing {
 };
 
 Routing route(const TopKGatingAttributes& attributes, const std::vector<float>& logits,
-              int64_t num_experts, cpu::ThreadPool& pool, const float* bias = nullptr) {
+              int64_t num_experts, cpu::ThreadPool& pool, const float* bias = nullptr,
+              cpu::Isa isa = cpu::choose_isa()) {
   const int64_t num_tokens = static_cast<int64_t>(logits.size()) / num_experts;
   Routing routing;
   routing.ids.resize(num_tokens * attributes.top_k);
@@ -30,7 +32,7 @@ Routing route(const TopKGatingAttributes& attributes, const std::vector<float>& 
   cpu::top_k_gating(
       attributes,
       {num_tokens, num_experts, logits.data(), bias, routing.ids.data(), routing.weights.data()},
-      pool);
+      isa, pool);
   return routing;
 }
 
@@ -95,6 +97,37 @@ void test_weights() {
   });
 }
 
+void test_scores(cpu::Isa isa) {
+  for (const auto function : {ScoreFunction::kSoftmax, ScoreFunction::kSigmoid}) {
+    const bool softmax = function == ScoreFunction::kSoftmax;
+    run_case(std::string(softmax ? "softmax_" : "sigmoid_") + cpu::isa_name(isa), [&] {
+      for (const int64_t count : {1, 5, 16, 37, 256}) {
+        std::mt19937 random(4);
+        std::normal_distribution<float> normal(0.0f, 8.0f);
+        std::vector<float> logits(count);
+        for (float& value : logits) value = normal(random);
+        TopKGatingAttributes attributes = plain(count);
+        attributes.score_function = function;
+        cpu::SerialPool pool;
+        const Routing routing = route(attributes, logits, count, pool, nullptr, isa);
+        double sum = 0;
+        for (const float value : logits) sum += std::exp(static_cast<double>(value));
+        for (int64_t k = 0; k < count; ++k) {
+          const double power = std::exp(static_cast<double>(logits[routing.ids[k]]));
+          const double expected = softmax ? power / sum : power / (1 + power);
+          expect(std::abs(routing.weights[k] - expected) <= 1e-5 * expected + 1e-30, "weight");
+          expect(k == 0 || routing.weights[k] <= routing.weights[k - 1], "order");
+        }
+      }
+      TopKGatingAttributes attributes = plain(2);
+      attributes.score_function = function;
+      cpu::SerialPool pool;
+      const Routing poisoned = route(attributes, {1, kNan, 2}, 3, pool, nullptr, isa);
+      expect(std::isnan(poisoned.weights[0]) == softmax, "NaN spreads over a softmax");
+    });
+  }
+}
+
 void test_batches() {
   run_case("no_tokens", [] {
     cpu::SerialPool pool;
@@ -122,6 +155,9 @@ void test_batches() {
 int main() {
   test_selection();
   test_weights();
+  for (int isa = 0; isa <= static_cast<int>(cpu::choose_isa()); ++isa) {
+    test_scores(static_cast<cpu::Isa>(isa));
+  }
   test_batches();
   return test::finish();
 }

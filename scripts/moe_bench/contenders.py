@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -49,6 +50,16 @@ class Contender:
         return not self.package or find_spec(MODULES[self.package]) is not None
 
 
+def _openvino(width: Width, copies: float, bits: float = 0) -> tuple[Contender, ...]:
+    fused = Contender(
+        "OpenVINO", width, openvino_moe.preparer(width), bits, copies=copies, package="openvino"
+    )
+    if width not in ("fp32", "bf16"):
+        return (fused,)
+    prepare = openvino_moe.unrolled_preparer(width)
+    return fused, dataclasses.replace(fused, name="OpenVINO unrolled", prepare=prepare)
+
+
 def _torch(name: torch_moe.Way) -> tuple[Contender, ...]:
     label = f"torch {name}"
     return (
@@ -67,12 +78,10 @@ CONTENDERS = (
     Contender("transformers' export", "fp32", unrolled.prepare, copies=2),
     Contender("ORT QMoE", "int8", ort_qmoe.preparer(8), 8.25, copies=2),
     Contender("ORT QMoE", "int4", ort_qmoe.preparer(4), 4.25, copies=2),
-    Contender("OpenVINO", "fp32", openvino_moe.preparer("fp32"), copies=2, package="openvino"),
-    Contender("OpenVINO", "bf16", openvino_moe.preparer("bf16"), copies=3, package="openvino"),
-    Contender("OpenVINO", "int8", openvino_moe.preparer("int8"), copies=2, package="openvino"),
-    Contender(
-        "OpenVINO", "int4", openvino_moe.preparer("int4"), 4.25, copies=2, package="openvino"
-    ),
+    *_openvino("fp32", 2),
+    *_openvino("bf16", 3),
+    *_openvino("int8", 2),
+    *_openvino("int4", 2, bits=4.25),
     Contender("ggml BF16", "bf16", ggml_moe.preparer("BF16"), package="ggml-python"),
     Contender("ggml Q8_0", "int8", ggml_moe.preparer("Q8_0"), 8.5, package="ggml-python"),
     Contender("ggml Q4_0", "int4", ggml_moe.preparer("Q4_0"), 4.5, package="ggml-python"),

@@ -1,13 +1,14 @@
 """OpenVINO: a layer as its users get it, which the CPU plugin turns into ``GatherMatmul``.
 
 Gated layers are tiled over the experts as optimum-intel exports them; others hold the grouped
-product that OpenVINO's PyTorch frontend makes of ``grouped_mm``.
+product that OpenVINO's PyTorch frontend makes of ``grouped_mm``. It also reads the graph that
+transformers' exporter writes, with products per expert, which is faster with many tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from moe_bench.layers import Floats, Layer, Weights
 from moe_bench.quantize import pack_nibbles, quantize_blocks
 from moe_bench.routing import Bind, Call
 from moe_bench.sessions import THREADS
+from moe_bench.unrolled import export_unrolled, name_inputs
 
 if TYPE_CHECKING:
     from openvino import Model, Node
@@ -24,32 +26,51 @@ _BLOCK = 128
 
 
 def preparer(width: Width) -> Callable[[Weights], Bind]:
-    """How to compile the layer; only float32 weights are computed with in float32."""
+    """How to compile the fused layer."""
+
+    def prepare(weights: Weights) -> Bind:
+        def name_inputs(call: Call) -> dict[str, Any]:
+            return {"x": call.x, "ids": call.expert_ids, "weights": call.expert_weights}
+
+        return _bind(_build(weights, width), width, name_inputs)
+
+    return prepare
+
+
+def unrolled_preparer(width: Width) -> Callable[[Weights], Bind]:
+    """How to compile the graph that transformers' exporter writes."""
 
     def prepare(weights: Weights) -> Bind:
         import openvino
 
-        settings = {
-            "INFERENCE_NUM_THREADS": THREADS,
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            "INFERENCE_PRECISION_HINT": "f32" if width == "fp32" else "bf16",
-        }
-        core = openvino.Core()
-        request = core.compile_model(_build(weights, width), "CPU", settings).create_infer_request()
-
-        def bind(call: Call) -> Callable[[], Floats]:
-            inputs = {"x": call.x, "ids": call.expert_ids, "weights": call.expert_weights}
-
-            def run() -> Floats:
-                result: Floats = request.infer(inputs)[0]
-                return result
-
-            return run
-
-        return bind
+        model = openvino.Core().read_model(export_unrolled(weights))
+        return _bind(model, width, name_inputs)
 
     return prepare
+
+
+def _bind(model: Model, width: Width, inputs_of: Callable[[Call], dict[str, Any]]) -> Bind:
+    """Compile for two threads; only float32 weights are computed with in float32."""
+    import openvino
+
+    settings = {
+        "INFERENCE_NUM_THREADS": THREADS,
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": "f32" if width == "fp32" else "bf16",
+    }
+    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+
+    def bind(call: Call) -> Callable[[], Floats]:
+        inputs = inputs_of(call)
+
+        def run() -> Floats:
+            result: Floats = request.infer(inputs)[0]
+            return result
+
+        return run
+
+    return bind
 
 
 def _build(weights: Weights, width: Width) -> Model:

@@ -37,7 +37,7 @@ def test_contender_computes_the_layer(contender, weights):
     bind = contender.prepare(weights)
     for tokens in (1, 9):
         call = draw_call(weights.layer, tokens, seed=tokens)
-        expected = exact(weights, call, tokens)
+        expected = exact(weights, call)
         error = np.abs(bind(call)() - expected).max() / np.abs(expected).max()
         assert error <= BOUNDS[contender.width]
 

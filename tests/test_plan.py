@@ -115,3 +115,28 @@ def test_file_is_never_overwritten(tmp_path):
     path.touch()
     with pytest.raises(UsageError, match="is not a bundle"):
         BuildPlan(output=path, overwrite=True).check_output()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": "q4"}, "'q4' is none of fp32, fp16, bf16, int8, int4, mxfp4, source"),
+        ({"weights": "int8", "target": "portable"}, "--weights int8 needs --target cpu"),
+        ({"weights": "int4", "block_size": 48}, "--block-size 48 is none of 32, 64, 128"),
+        ({"weights": "int8", "block_size": 32}, "--block-size belongs to --weights int4"),
+        ({"block_size": 32}, "--block-size belongs to --weights int4; weights are fp32"),
+        ({"weights": "mxfp4", "zero_points": True}, "--zero-points belongs to --weights int4"),
+        ({"weights": "int4", "max_error": 0.0}, "--max-error must be above 0"),
+        ({"weights": "int4", "max_error": float("nan")}, "--max-error must be above 0"),
+        ({"max_error": 0.1}, "--max-error bounds what smaller weights cost: give --weights"),
+        ({"weights": "int4", "max_error": 0.1, "verify": False}, "needs the comparison"),
+    ],
+)
+def test_weights_that_do_not_go_with_the_rest_are_refused(tmp_path, options, message):
+    with pytest.raises(UsageError, match=message):
+        BuildPlan(output=tmp_path, **options)
+
+
+def test_int4_blocks_are_of_128_unless_asked_for(tmp_path):
+    assert BuildPlan(output=tmp_path, weights="int4").int4_block == 128
+    assert BuildPlan(output=tmp_path, weights="int4", block_size=32).int4_block == 32

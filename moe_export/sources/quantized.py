@@ -37,6 +37,9 @@ _ADVICE = {
 }
 # Files that older tools wrote instead of config.json's quantization_config.
 _CONFIG_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+# What becomes of the weights of a format.
+_KEPT = "--weights mxfp4 stores those of experts so again"
+_NOT_KEPT = "no bundle stores weights so"
 _DEFAULT_FP8_BLOCK = (128, 128)
 
 
@@ -124,8 +127,8 @@ def read_quantized(folder: Path) -> QuantizedWeights | None:
         raise UsageError(f"{folder} says that it is quantized by {method}, but has no .safetensors")
     stored = open_checkpoint(weights)
     if method == "mxfp4":
-        return _described(folder, dequantize_mxfp4(stored), "MXFP4")
-    return _described(folder, dequantize_fp8(stored, _fp8_block(folder)), "FP8")
+        return _described(folder, dequantize_mxfp4(stored), "MXFP4", _KEPT)
+    return _described(folder, dequantize_fp8(stored, _fp8_block(folder)), "FP8", _NOT_KEPT)
 
 
 def quantization_settings(config: Mapping[str, Any], folder: Path) -> Mapping[str, Any] | None:
@@ -190,12 +193,13 @@ def _check_plain(stored: Mapping[str, StoredTensor]) -> None:
             )
 
 
-def _described(folder: Path, tensors: Mapping[str, WeightSource], name: str) -> QuantizedWeights:
+def _described(
+    folder: Path, tensors: Mapping[str, WeightSource], name: str, fate: str
+) -> QuantizedWeights:
     count = sum(isinstance(tensor, DequantizedTensor) for tensor in tensors.values())
     if not count:
         raise UsageError(f"{folder} says that it is quantized, but no tensor of it is {name}")
     return QuantizedWeights(
         tensors,
-        f"{count} {name} tensors were loaded as the float32 numbers that they stand for, and the "
-        "export holds float32 weights",
+        f"{count} {name} tensors were loaded as the float32 numbers that they stand for; {fate}",
     )

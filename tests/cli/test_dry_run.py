@@ -95,12 +95,19 @@ def test_refused_layers_as_json(invoke):
     assert found["estimate"] is None
 
 
-@pytest.mark.parametrize(("name", "target"), [("two_layers", "cpu"), ("top2_of_16", "portable")])
-def test_estimated_size_is_that_of_the_bundle(invoke, tmp_path, name, target):
-    result = dry_run(invoke, name, "--json", "--target", target)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("two_layers", ["--target", "cpu"]),
+        ("two_layers", ["--weights", "int4", "--zero-points"]),
+        ("top2_of_16", ["--target", "portable"]),
+    ],
+)
+def test_estimated_size_is_that_of_the_bundle(invoke, tmp_path, name, options):
+    result = dry_run(invoke, name, "--json", *options)
     assert result.exit_code == 0, result.output
     estimate = json.loads(result.stdout)["estimate"]
-    built = invoke("build", MODELS + name, "-o", "bundle", "-q", "--no-verify", "--target", target)
+    built = invoke("build", MODELS + name, "-o", "bundle", "-q", "--no-verify", *options)
     assert built.exit_code == 0, built.output
     size_bytes = sum(p.stat().st_size for p in (tmp_path / "bundle").rglob("*") if p.is_file())
     assert estimate["size_bytes"] == pytest.approx(size_bytes, rel=0.1)

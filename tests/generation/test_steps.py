@@ -106,9 +106,9 @@ def test_cases_without_a_window_begin_with_one_token_and_with_many():
 
 
 def test_the_sweep_of_a_model_with_a_cache_has_an_empty_one(exported, loaded):
-    from moe_export.verify.stage import _input_shapes
+    from moe_export.verify.stage import input_shapes
 
-    sweep = make_sweep(loaded, _input_shapes(loaded, exported.bundle.runner), PLAN)
+    sweep = make_sweep(loaded, input_shapes(loaded, exported.bundle.runner), PLAN)
     for shape in sweep.shapes():
         inputs = sweep.draw(shape).inputs
         outputs = exported.bundle.run(inputs)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
-from moe_bench import ggml_moe, openvino_moe, ort_moe, ort_qmoe, ours, torch_moe, unrolled
+from moe_bench import (
+    ggml_moe,
+    openvino_moe,
+    openvino_session,
+    openvino_unrolled,
+    ort_moe,
+    ort_qmoe,
+    ours,
+    torch_moe,
+    unrolled,
+)
 from moe_bench.layers import Weights
 from moe_bench.routing import Bind
 
@@ -50,14 +59,12 @@ class Contender:
         return not self.package or find_spec(MODULES[self.package]) is not None
 
 
-def _openvino(width: Width, copies: float, bits: float = 0) -> tuple[Contender, ...]:
-    fused = Contender(
-        "OpenVINO", width, openvino_moe.preparer(width), bits, copies=copies, package="openvino"
-    )
-    if width not in ("fp32", "bf16"):
-        return (fused,)
-    prepare = openvino_moe.unrolled_preparer(width)
-    return fused, dataclasses.replace(fused, name="OpenVINO unrolled", prepare=prepare)
+def _openvino(width: openvino_session.Width, copies: float, bits: float = 0) -> list[Contender]:
+    ways = {"OpenVINO": openvino_moe.preparer, "OpenVINO unrolled": openvino_unrolled.preparer}
+    return [
+        Contender(name, width, preparer(width), bits, copies=copies, package="openvino")
+        for name, preparer in ways.items()
+    ]
 
 
 def _torch(name: torch_moe.Way) -> tuple[Contender, ...]:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from moe_bench.contenders import WEIGHT_BITS, Contender
 from moe_bench.layers import Layer, Weights
-from moe_bench.unrolled import UNROLLED
 
 # Of the machine's memory: the float32 weights, calls and PyTorch take some of the rest.
 _SHARE = 0.45
@@ -45,18 +44,11 @@ def make_groups(
 
 
 def release(weights: Weights) -> None:
-    """Return the memory of a group that nothing refers to any more, and delete its files.
-
-    What transformers exports stays for the next group that reads it, but not in the cache.
-    """
+    """Return the memory of a group that nothing refers to any more, and delete its files."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     for path in weights.folder.iterdir():
-        if path.name.startswith(UNROLLED):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        elif path.name not in ("up.bin", "down.bin"):
+        if path.name not in ("up.bin", "down.bin"):
             path.unlink()
     weights.release_pages()
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moe_bench.layers import Layer, Weights
-from moe_bench.routing import Bind, Call
+from moe_bench.routing import Bind
 from moe_bench.sessions import bind_session, open_session
 from moe_bench.torch_moe import grouped, load_weights
-
-UNROLLED = "unrolled.onnx"
 
 
 class Experts(nn.Module):
@@ -36,22 +29,8 @@ class Experts(nn.Module):
 
 def prepare(weights: Weights) -> Bind:
     """A session with transformers' translation of ``grouped_mm``."""
-    return bind_session(open_session(export_unrolled(weights)), name_inputs)
-
-
-def name_inputs(call: Call) -> dict[str, NDArray[Any]]:
-    """The graph's inputs: ids are int64, as in transformers' models."""
-    ids = call.expert_ids.astype(np.int64)
-    return {"x": call.x, "ids": ids, "weights": call.expert_weights}
-
-
-def export_unrolled(weights: Weights) -> Path:
-    """The graph as a file, exported once for all who read it."""
     from transformers.exporters.exporter_onnx import _ONNX_TRANSLATION_TABLE
 
-    path = weights.folder / UNROLLED
-    if path.exists():
-        return path
     layer = weights.layer
     module = Experts(layer, *load_weights(weights, torch.float32))
     example = (
@@ -68,5 +47,9 @@ def export_unrolled(weights: Weights) -> Path:
         verbose=False,
     )
     assert converted is not None  # torch.onnx returns a program with dynamo
+    path = weights.folder / "unrolled.onnx"
     converted.save(path, external_data=True)
-    return path
+    return bind_session(
+        open_session(path),
+        lambda c: {"x": c.x, "ids": c.expert_ids.astype("int64"), "weights": c.expert_weights},
+    )

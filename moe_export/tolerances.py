@@ -25,14 +25,14 @@ KERNEL_TOLERANCES: Mapping[str, float] = {
     "fp32": LAYER_TOLERANCE,
     "fp16": LAYER_TOLERANCE,
     # Activations are rounded to bfloat16 twice, before each product: 2^-9 relative at most each
-    # time, which adds up like a random walk; measured 3e-3 to 5e-3.
+    # time, which adds up like a random walk; measured 2e-3 to 6e-3 over shapes and activations.
     "bf16": 2e-2,
     # Activations are rounded to int8 twice, with a scale per token and block: by up to 1/254 of the
     # block's largest, which is about three times a normal input's size and more behind a gate;
-    # measured 1e-2 to 2e-2.
-    "int8": 6e-2,
-    "int4": 6e-2,
-    "mxfp4": 6e-2,
+    # measured 1e-2, and up to 3.3e-2 on weights with heavy tails.
+    "int8": 8e-2,
+    "int4": 8e-2,
+    "mxfp4": 8e-2,
 }
 
 # A loop over tokens against its recurrence: chunks take differences of logarithms that were summed

@@ -14,7 +14,7 @@ import click
 from moe_export.cli.console import make_table, stdout
 from moe_export.cli.options import Output, common_options
 from moe_export.errors import EnvironmentLacksError
-from moe_export.runners.library import ort_library_path
+from moe_export.runners.library import instruction_set, ort_library_path
 
 # What each part of the product needs.
 _PACKAGES = {
@@ -79,7 +79,12 @@ def _library() -> dict[str, Any]:
         onnxruntime.SessionOptions().register_custom_ops_library(str(path))
     except Exception as error:  # onnxruntime raises its own kinds, none of them public
         return {"works": False, "path": str(path), "detail": str(error)}
-    return {"works": True, "path": str(path), "detail": "registered with ONNX Runtime"}
+    try:
+        kernels = instruction_set(path)
+    except EnvironmentLacksError as error:
+        return {"works": False, "path": str(path), "detail": str(error)}
+    detail = f"registered with ONNX Runtime, kernels for {kernels}"
+    return {"works": True, "path": str(path), "detail": detail}
 
 
 def _gpu() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from importlib import metadata
 from pathlib import Path
 
@@ -28,3 +29,19 @@ def ort_library_path() -> Path:
             "(a C++ compiler is needed)"
         )
     return path
+
+
+def instruction_set(library: Path) -> str:
+    """The instruction set that a library's kernels take on this machine, as MOE_EXPORT_ISA names it.
+
+    Raises:
+        EnvironmentLacksError: ``MOE_EXPORT_ISA`` asks for one that does not exist.
+    """
+    function = ctypes.CDLL(str(library)).moe_export_instruction_set
+    function.restype = ctypes.c_char_p
+    name = function()
+    if name is None:
+        raise EnvironmentLacksError(
+            "MOE_EXPORT_ISA names no instruction set: see plugins/README.md"
+        )
+    return str(name.decode())

@@ -1,4 +1,5 @@
 #include <initializer_list>
+#include <stdexcept>
 #include <string>
 
 #include "custom_op.h"
@@ -6,6 +7,7 @@
 #include "expert_dispatch_op.h"
 #include "grouped_experts_op.h"
 #include "grouped_matmul_op.h"
+#include "isa.h"
 #include "top_k_gating_op.h"
 
 namespace moe_export::ort {
@@ -65,3 +67,12 @@ MOE_EXPORT_API OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const Or
 
 /// The package's version, zero-terminated.
 MOE_EXPORT_API const char* moe_export_ort_version() { return MOE_EXPORT_VERSION; }
+
+/// What the kernels run on, by the name that MOE_EXPORT_ISA takes; null if that holds another.
+MOE_EXPORT_API const char* moe_export_instruction_set() {
+  try {
+    return moe_export::cpu::isa_name(moe_export::cpu::choose_isa());
+  } catch (const std::invalid_argument&) {
+    return nullptr;
+  }
+}

@@ -147,6 +147,15 @@ def test_doctor(invoke):
     assert json.loads(result.stdout)["library"]["works"]
 
 
+def test_doctor_names_the_instruction_set(invoke, monkeypatch):
+    monkeypatch.setenv("MOE_EXPORT_ISA", "baseline")
+    assert "kernels for baseline" in invoke("doctor").output
+    monkeypatch.setenv("MOE_EXPORT_ISA", "avx1024")
+    result = invoke("doctor")
+    assert result.exit_code == 4
+    assert "MOE_EXPORT_ISA names no instruction set" in result.output
+
+
 def test_families(invoke):
     result = invoke("families")
     assert result.exit_code == 0

@@ -32,7 +32,7 @@ def ort_library_path() -> Path:
 
 
 def instruction_set(library: Path) -> str:
-    """The instruction set that a library's kernels take on this machine, as MOE_EXPORT_ISA names it.
+    """The instruction set that a library's kernels take here, as MOE_EXPORT_ISA names it.
 
     Raises:
         EnvironmentLacksError: ``MOE_EXPORT_ISA`` asks for one that does not exist.

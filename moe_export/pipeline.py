@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from moe_export.package import write
 from moe_export.package.bundle import Bundle
 from moe_export.package.manifest import Manifest
 from moe_export.package.text_files import TOKENIZER_FILE, copy_text_files
-from moe_export.plan import BuildPlan, Target
+from moe_export.plan import BuildPlan, Target, Weights
 from moe_export.progress import Progress, SilentProgress
 from moe_export.quantize.stage import quantize
 from moe_export.recognize.stage import Recognition, recognize
@@ -46,10 +47,22 @@ if TYPE_CHECKING:
     from moe_export.sources.inputs import ExampleInputs
 
 
+# Bytes of a weight, at the least, over those of a float32.
+_SHARES: Mapping[Weights, float] = {
+    "fp32": 1,
+    "fp16": 1 / 2,
+    "bf16": 1 / 2,
+    "int8": 1 / 4,
+    "int4": 1 / 8,
+    "mxfp4": 1 / 8,
+    "source": 1 / 8,
+}
+
+
 def build_source(source: str, plan: BuildPlan, progress: Progress) -> Bundle:
     """Export what ``source`` names; see ``build``."""
     plan.check_output()
-    write.check_room(plan.output, stored_bytes(Path(source)))
+    write.check_room(plan.output, _least_bytes(stored_bytes(Path(source)), plan))
     progress.stage("load")
     with weights_in_files(plan.output.parent):
         return build_loaded(load_source(source, plan), plan, progress)
@@ -73,8 +86,8 @@ def build(
         output: Folder of the bundle.
         target: ``cpu`` or ``portable``.
         progress: Receives progress; nothing is printed without it.
-        **options: Further fields of ``BuildPlan``, such as ``overwrite``, ``keep_going`` or
-            ``dynamic``.
+        **options: Further fields of ``BuildPlan``, such as ``overwrite``, ``dynamic`` or
+            ``weights``.
 
     Returns:
         The bundle, opened.
@@ -98,9 +111,15 @@ def build(
             model.train(training)
 
 
+def _least_bytes(float32_bytes: int, plan: BuildPlan) -> int:
+    """What a build writes at the least, with the float32 model that smaller weights need beside."""
+    beside = float32_bytes if plan.verify and plan.weights != "fp32" else 0
+    return beside + int(float32_bytes * _SHARES[plan.weights])
+
+
 def build_loaded(loaded: LoadedModel, plan: BuildPlan, progress: Progress) -> Bundle:
     """The stages after ``load``."""
-    write.check_room(plan.output, weight_bytes(loaded.model))
+    write.check_room(plan.output, _least_bytes(weight_bytes(loaded.model), plan))
     library = ort_library_path() if plan.target == "cpu" else None
     recognition = recognize_layers(loaded, progress, keep_going=plan.keep_going)
     if recognition.refusals:

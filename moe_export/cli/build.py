@@ -157,7 +157,7 @@ def _show(folder: Path, output: Output) -> None:
         draw_layers(console, manifest["layers"])
         if parity:
             draw_parity(console, parity)
-            draw_quantization(console, parity)
+        draw_quantization(console, manifest["layers"], parity)
         draw_verdict(console, manifest)
         size_mb = sum(f["size_bytes"] for f in manifest["files"].values()) / 1e6
         console.print(f"wrote {folder} ({size_mb:.1f} MB, target {manifest['target']})")

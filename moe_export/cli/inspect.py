@@ -99,7 +99,7 @@ def _show_bundle(folder: Path, output: Output) -> None:
         draw_layers(console, manifest["layers"])
         if parity:
             draw_parity(console, parity)
-            draw_quantization(console, parity)
+        draw_quantization(console, manifest["layers"], parity)
         draw_verdict(console, manifest)
         for remark in manifest["remarks"]:
             console.print(f"note: {remark}", style="yellow", soft_wrap=True)

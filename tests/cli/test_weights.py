@@ -8,10 +8,11 @@ import warnings
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 import moe_export
 from moe_export.cli.main import main
-from moe_export.cli.quantization_table import describe_storage
+from moe_export.cli.quantization_table import describe_storage, draw_quantization
 
 MODEL = "tests.cli.models:two_layers"
 
@@ -31,6 +32,7 @@ def test_a_build_shows_and_records_what_smaller_weights_cost(invoke):
     assert "rounded weights: outputs differ from eager's by" in built.stdout
     shown = invoke("inspect", "b")
     assert "int4/32" in shown.stdout
+    assert "kept in float32 for an error of at most 0.5: none" in shown.stdout
     found = json.loads(invoke("inspect", "b", "--json").stdout)
     summary = found["manifest"]["parity"]["quantization"]
     assert (summary["max_error"], summary["kept"]) == (0.5, [])
@@ -42,6 +44,14 @@ def test_a_build_shows_and_records_what_smaller_weights_cost(invoke):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert moe_export.load("b").verified
+
+
+def test_weights_that_were_not_compared_are_told(capsys):
+    weights = {"weight_type": "int4", "block_size": 128, "zero_points": False}
+    layers = [{"weights": weights}, {"weights": {**weights, "weight_type": "fp32"}}, {}]
+    layers[1]["weights"]["block_size"] = 0
+    draw_quantization(Console(width=80), layers, {})
+    assert capsys.readouterr().out == "weights of 1 of 3 layers: int4/128, not compared\n"
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,10 @@ from moe_bench.contenders import CONTENDERS, Contender
 from moe_bench.groups import make_groups, release
 from moe_bench.layers import LAYERS, Layer, Weights, draw_weights
 from moe_bench.limits import Limits
-from moe_bench.measure import Bound, Refusal, Result, measure
+from moe_bench.measure import Bound, measure
 from moe_bench.plot import plot_roofline
 from moe_bench.record import RECORD, read_results, write_readme, write_results
+from moe_bench.results import Refusal, Result
 from moe_bench.routing import Refused, draw_case
 from moe_bench.sessions import THREADS
 from moe_bench.tables import case_tables, readme_table
@@ -113,7 +114,7 @@ def main() -> None:
         help=f"{', '.join(LAYERS)}; olmoe if left out",
     )
     parser.add_argument("--tokens", default=TOKENS, help=f"numbers of tokens; {TOKENS} if left out")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument(
         "--routing", type=_routing, default="uniform", help="uniform, skewed (Zipf's law), or both"
     )

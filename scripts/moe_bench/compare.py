@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moe_bench.measure import Result
+from moe_bench.results import Result
 
 # A peer's error over ours, up to which its weights and arithmetic are taken for equal.
 ERROR_FACTOR = 1.5

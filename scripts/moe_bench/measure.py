@@ -12,6 +12,7 @@ import torch
 from moe_bench.contenders import Contender
 from moe_bench.layers import Floats, Layer
 from moe_bench.limits import Limits, dense_rate, median
+from moe_bench.results import Refusal, Result
 from moe_bench.routing import Bind, Case, Refused
 
 # Reading for so long lets the threads of others come to rest, and the memory reach its speed.
@@ -19,60 +20,13 @@ _SETTLE_S = 0.04
 # A contender's turn: as many calls as fit, at least one and at most this many.
 _TURN_S, _TURN_CALLS = 0.1, 12
 # A contender that has taken so long in a case gets no further turns in it.
-_BUDGET_S = 1.5
-# Where the first call is so slow, it is all the warm-up there is.
+_BUDGET_S = 1.0
+# Where a call is so slow, the same one is made again and again, and nothing else warms up.
 _SLOW_S = 1.0
-# A first call that is so slow, and so many times ours, is the only one: its time stands.
+# Where it is so slow, and so many times ours, the second call's time stands.
 _HOPELESS_S, _HOPELESS_RATIO = 2.0, 4.0
 
 Bound = tuple[Contender, Bind]
-
-
-@dataclass(frozen=True)
-class Result:
-    """One contender on one kind of call.
-
-    Attributes:
-        layer, tokens, skewed: What was computed.
-        contender, width, ours: By whom.
-        seconds: Median over rounds of the median of a turn's calls.
-        ratio: Of its time to ours, the median over rounds; 1 for ours, 0 where we took no part.
-        error: Largest difference from float64, by the largest value.
-        hit: Mean of the distinct experts of a call.
-        bytes_read: Their weights and scales as this contender stores them.
-        operations: Multiplications and additions.
-        read_rate: Bytes per second, read just before each turn.
-        peak_rate: Operations per second: float32 in registers, or PyTorch's dense bf16 product.
-        limit_share: The larger of ``bytes_read / read_rate`` and ``operations / peak_rate``, over
-            the time taken.
-    """
-
-    layer: str
-    tokens: int
-    skewed: bool
-    contender: str
-    width: str
-    ours: bool
-    seconds: float
-    ratio: float
-    error: float
-    hit: float
-    bytes_read: float
-    operations: int
-    read_rate: float
-    peak_rate: float
-    limit_share: float
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A contender that does not compute a layer (0 tokens: at all), and why."""
-
-    layer: str
-    tokens: int
-    contender: str
-    width: str
-    reason: str
 
 
 @dataclass
@@ -82,14 +36,14 @@ class _Entry:
     contender: Contender
     runs: list[Callable[[], Floats]]
     error: float
-    first_s: float
+    second_s: float
     times: list[float] = field(default_factory=list)
     reads: list[float] = field(default_factory=list)
     used: float = 0
 
     @property
     def slow(self) -> bool:
-        return self.first_s > _SLOW_S
+        return self.second_s > _SLOW_S
 
 
 def measure(
@@ -125,23 +79,24 @@ def measure(
 
 
 def _warm(contender: Contender, bind: Bind, case: Case) -> _Entry:
-    """Pages are mapped and kernels chosen before anything is timed; errors are taken on the way."""
+    """Pages are mapped and kernels made before anything is timed; errors are taken on the way."""
     runs = [bind(call) for call in case.calls]
-    start = time.perf_counter()
     y = runs[0]()
-    first_s = time.perf_counter() - start
     error = float(np.abs(y - case.expected).max() / np.abs(case.expected).max())
-    entry = _Entry(contender, runs, error, first_s)
-    if not entry.slow:
-        for run in runs[1:]:
-            run()
+    start = time.perf_counter()
+    runs[0]()
+    entry = _Entry(contender, runs, error, time.perf_counter() - start)
+    if entry.slow:
+        entry.runs = runs[:1]
+    for run in entry.runs[1:]:
+        run()
     return entry
 
 
 def _give_up(ours: _Entry, entry: _Entry, read: float) -> None:
-    """Let the first call stand where more of them would only take minutes."""
-    if entry.first_s > max(_HOPELESS_S, _HOPELESS_RATIO * ours.first_s):
-        entry.times, entry.reads, entry.used = [entry.first_s], [read], _BUDGET_S
+    """Let the second call stand where more of them would only take minutes."""
+    if entry.second_s > max(_HOPELESS_S, _HOPELESS_RATIO * ours.second_s):
+        entry.times, entry.reads, entry.used = [entry.second_s], [read], _BUDGET_S
 
 
 def _take_turn(entry: _Entry, turn: int) -> None:

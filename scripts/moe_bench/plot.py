@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moe_bench.measure import Result
+from moe_bench.results import Result
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_bench.contenders import MODULES
-from moe_bench.measure import Refusal, Result
+from moe_bench.results import Refusal, Result
 from moe_bench.sessions import THREADS
 
 ROOT = Path(__file__).resolve().parents[2]

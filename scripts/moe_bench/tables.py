@@ -8,7 +8,7 @@ from rich.table import Table
 
 from moe_bench.compare import best_peer, case_of, compare
 from moe_bench.contenders import WEIGHT_BITS
-from moe_bench.measure import Refusal, Result
+from moe_bench.results import Refusal, Result
 
 
 def case_tables(results: Sequence[Result], refusals: Sequence[Refusal]) -> list[Table]:

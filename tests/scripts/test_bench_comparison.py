@@ -10,9 +10,9 @@ from moe_bench.compare import best_peer, compare
 from moe_bench.contenders import Contender
 from moe_bench.groups import make_groups, release
 from moe_bench.layers import Layer, draw_weights
-from moe_bench.measure import Refusal, Result
 from moe_bench.plot import draw_roofline
 from moe_bench.record import read_results, write_results
+from moe_bench.results import Refusal, Result
 from moe_bench.tables import case_tables, readme_table
 from rich.console import Console
 

@@ -10,7 +10,8 @@ pytest.importorskip("torch")
 from moe_bench import measure as measuring
 from moe_bench.contenders import Contender
 from moe_bench.layers import Layer, draw_weights
-from moe_bench.measure import Refusal, measure
+from moe_bench.measure import measure
+from moe_bench.results import Refusal
 from moe_bench.routing import Refused, draw_case
 
 LAYER = Layer("small", 64, 32, 4, 2)
@@ -60,8 +61,9 @@ def test_every_contender_takes_part_in_every_round(case):
     ours, peer = Counting(), Counting()
     bound = [(contender("ours", ours=True), ours), (contender("peer"), peer)]
     results, refusals = measure(LAYER, bound, case, 3, FixedLimits())
-    # The calls of the case once each, and in each round one that is not timed and one that is.
-    assert ours.runs == peer.runs == len(case.calls) + 3 * 2
+    # The calls of the case once each, the first twice, and in each round one that is not timed and
+    # one that is.
+    assert ours.runs == peer.runs == len(case.calls) + 1 + 3 * 2
     assert [result.contender for result in results] == ["ours", "peer"]
     assert results[0].ratio == 1
     assert results[1].ratio > 0
@@ -73,16 +75,16 @@ def test_contender_whose_time_is_used_up_gets_no_more_turns(case, monkeypatch):
     monkeypatch.setattr(measuring, "_BUDGET_S", 1e-12)
     peer = Counting()
     measure(LAYER, [(contender("peer"), peer)], case, 5, FixedLimits())
-    assert peer.runs == len(case.calls) + 2
+    assert peer.runs == len(case.calls) + 1 + 2
 
 
-def test_hopeless_contender_runs_once_and_is_still_reported(case, monkeypatch):
+def test_hopeless_contender_runs_twice_and_is_still_reported(case, monkeypatch):
     monkeypatch.setattr(measuring, "_SLOW_S", 0)
     monkeypatch.setattr(measuring, "_HOPELESS_S", 0)
     monkeypatch.setattr(measuring, "_HOPELESS_RATIO", 0)
     peer = Counting()
     (result,), _ = measure(LAYER, [(contender("peer"), peer)], case, 5, FixedLimits())
-    assert peer.runs == 1
+    assert peer.runs == 2
     assert result.seconds > 0
 
 

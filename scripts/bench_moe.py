@@ -133,7 +133,8 @@ def main() -> None:
         results, refusals = _bench(options, console)
     console.print(LEGEND, markup=False, highlight=False, soft_wrap=True)
     if options.record:
-        write_results(RECORD, results, refusals)
+        if not options.show:
+            write_results(RECORD, results, refusals)
         write_readme("bench", readme_table(results))
     if options.plot:
         plot_roofline(options.plot, results)

@@ -23,12 +23,15 @@ PACKAGES = ("moe-export", "onnxruntime", "torch", "transformers", "numpy")
 
 def write_results(path: Path, results: Sequence[Result], refusals: Sequence[Refusal] = ()) -> None:
     """Write results, refusals, the machine and versions as JSON."""
-    kept = {
-        "machine": machine(),
+    lists = {
         "results": [_rounded(asdict(result)) for result in results],
         "refusals": [asdict(refusal) for refusal in refusals],
     }
-    path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    # A line for each result, so that a new record shows what changed.
+    parts = [f'"machine": {json.dumps(machine(), indent=1)}']
+    for name, records in lists.items():
+        parts.append(f'"{name}": [\n' + ",\n".join(map(json.dumps, records)) + "\n]")
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
 def _rounded(result: Mapping[str, Any]) -> dict[str, Any]:

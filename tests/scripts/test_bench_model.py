@@ -69,6 +69,7 @@ def test_states_of_openvino_are_told_apart_by_name():
         _layer_of("beam_idx")
 
 
+@pytest.mark.filterwarnings("ignore:.*is not verified")
 def test_bundle_and_eager_are_near_the_exact_logits(tmp_path):
     write_checkpoint(TINY, tmp_path / "checkpoint")
     ours = bundle_entry(tmp_path / "checkpoint", tmp_path / "bundle", "fp32", threads=1)

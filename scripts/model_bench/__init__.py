@@ -1,0 +1,1 @@
+"""Parts of scripts/bench_model.py: the model, who runs it, and what is kept."""

@@ -101,8 +101,14 @@ class ParityReport:
 
     def with_quantization(self, quantization: QuantizationReport) -> ParityReport:
         """The report with what smaller weights cost, and with what is wrong about them."""
-        failures = (*self.failures, *quantization.failures())
-        return dataclasses.replace(self, failures=failures, quantization=quantization)
+        broken = [layer.path for layer in quantization.layers if layer.failures()]
+        first = self.first_diverging_layer
+        return dataclasses.replace(
+            self,
+            failures=(*self.failures, *quantization.failures()),
+            first_diverging_layer=first if first is not None or not broken else broken[0],
+            quantization=quantization,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``parity.json``: an infinite margin is null, an infinite error "inf"."""

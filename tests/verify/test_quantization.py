@@ -10,13 +10,15 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from moe_export.errors import UsageError
+import moe_export
+from moe_export.errors import ParityError, UsageError
 from moe_export.lower.expert_tensor import read_expert
 from moe_export.lower.stored_weights import expert_nodes, stored_parts, stored_tensor
 from moe_export.ops.dequantize import E2M1_VALUES, dequantize
 from moe_export.pack import packed_weights
 from moe_export.pack.model_file import pack
 from moe_export.pack.stored_layers import stored_layers
+from moe_export.package.bundle import UnverifiedBundleWarning
 from moe_export.plan import BuildPlan
 from moe_export.progress import SilentProgress
 from moe_export.quantize.stage import quantize
@@ -89,6 +91,18 @@ def roll_columns(parts):
     return {**parts, "weight": np.roll(parts["weight"], 1, axis=1)}
 
 
+def break_packing(monkeypatch, fault, kind):
+    """Let ``fault`` change the parts of weights of one type before they are packed."""
+    right = packed_weights.pack_rows
+
+    def wrong(weight_type, weight, scale=None, zero=None, **rest):
+        given = {"weight": weight, "scale": scale, "zero": zero}
+        parts = {part: array for part, array in given.items() if array is not None}
+        return right(weight_type, **(fault(parts) if weight_type == kind else parts), **rest)
+
+    monkeypatch.setattr(packed_weights, "pack_rows", wrong)
+
+
 @pytest.mark.parametrize(
     ("fault", "options"),
     [
@@ -100,14 +114,7 @@ def roll_columns(parts):
     ],
 )
 def test_weights_that_are_packed_wrongly_fail(exported, tmp_path, monkeypatch, fault, options):
-    right = packed_weights.pack_rows
-
-    def wrong(kind, weight, scale=None, zero=None, **rest):
-        given = {"weight": weight, "scale": scale, "zero": zero}
-        parts = fault({part: array for part, array in given.items() if array is not None})
-        return right(kind, **parts, **rest)
-
-    monkeypatch.setattr(packed_weights, "pack_rows", wrong)
+    break_packing(monkeypatch, fault, options["weights"])
     packed = exported.round(tmp_path, **options)
     for path in PATHS:
         errors = compare_kernels(packed, path, exported.library, 0)
@@ -120,8 +127,23 @@ def test_a_wrong_kernel_breaks_parity_and_is_named(exported, tmp_path):
     report = dataclasses.replace(report, layers=(report.layers[0], broken))
     parity = ParityReport((), (), ()).with_quantization(report)
     assert not parity.passed
+    assert parity.first_diverging_layer == "gated#2"
     (failure,) = parity.failures
     assert failure.startswith("gated#2: the int8 kernel differs")
+
+
+def test_a_build_with_weights_packed_wrongly_names_the_layer_and_is_kept(monkeypatch, tmp_path):
+    break_packing(monkeypatch, swap_nibbles, "int4")
+    torch.manual_seed(0)
+    with pytest.raises(ParityError, match=r"(?s)first diverging layer: gated.*the int4 kernel"):
+        moe_export.build(Model(), torch.randn(6, H), output=tmp_path / "b", weights="int4")
+    with pytest.warns(UnverifiedBundleWarning, match="failed its comparison"):
+        bundle = moe_export.load(tmp_path / "b")
+    assert bundle.parity()["max_error"] < 1e-5  # lowering is right
+    assert sorted(path.name for path in (tmp_path / "b").glob("*.onnx*")) == [
+        "model.onnx",
+        "model.onnx.data",
+    ]
 
 
 def test_outputs_that_are_not_finite_fail(exported, tmp_path):

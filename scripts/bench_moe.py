@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from moe_bench.compare import LEGEND
 from moe_bench.contenders import CONTENDERS, Contender
-from moe_bench.groups import make_groups, release
+from moe_bench.groups import leave_out, make_groups, release
 from moe_bench.layers import LAYERS, Layer, Weights, draw_weights
 from moe_bench.limits import Limits
 from moe_bench.measure import Bound, measure
@@ -39,7 +39,8 @@ def bench_layer(
     layer: Layer, limits: Limits, options: argparse.Namespace, console: Console
 ) -> tuple[list[Result], list[Refusal]]:
     """Time every contender on every case of one layer, group by group."""
-    results, refusals = list[Result](), list[Refusal]()
+    results = list[Result]()
+    chosen, refusals = leave_out(choose_contenders(options.only, console), layer)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         with console.status(f"{layer.name}: drawing weights"):
             weights = draw_weights(layer, Path(folder))
@@ -48,7 +49,7 @@ def bench_layer(
                 for routing in options.routing.split(",")
                 for tokens in options.tokens.split(",")
             ]
-        for group in make_groups(choose_contenders(options.only, console), layer):
+        for group in make_groups(chosen, layer):
             bound, refused = _prepare(group, weights, console)
             refusals += refused
             for case in cases:

@@ -37,7 +37,7 @@ class Contender:
         prepare: From weights to a function that binds calls.
         bits: That a weight takes with its share of scales; those of its type if 0.
         ours: Whether it is this library.
-        copies: Of its weights that it holds in memory, files in the cache among them.
+        copies: Of its weights that it holds in memory, mapped files among them, as measured.
         package: What has to be installed for it, besides what this library needs.
     """
 
@@ -60,10 +60,10 @@ class Contender:
 
 
 def _openvino(width: openvino_session.Width, copies: float, bits: float = 0) -> list[Contender]:
-    ways = {"OpenVINO": openvino_moe.preparer, "OpenVINO unrolled": openvino_unrolled.preparer}
+    fused, single = openvino_moe.preparer(width), openvino_unrolled.preparer(width)
     return [
-        Contender(name, width, preparer(width), bits, copies=copies, package="openvino")
-        for name, preparer in ways.items()
+        Contender("OpenVINO", width, fused, bits, copies=copies, package="openvino"),
+        Contender("OpenVINO unrolled", width, single, bits, copies=3, package="openvino"),
     ]
 
 
@@ -81,14 +81,14 @@ CONTENDERS = (
     Contender("moe-export", "int8", ours.preparer("int8"), ours=True),
     Contender("moe-export", "int4", ours.preparer("int4", 128), 4.25, ours=True),
     Contender("moe-export b32", "int4", ours.preparer("int4", 32), 5, ours=True),
-    Contender("ORT MoE", "fp32", ort_moe.prepare, copies=2),
-    Contender("transformers' export", "fp32", unrolled.prepare, copies=2),
-    Contender("ORT QMoE", "int8", ort_qmoe.preparer(8), 8.25, copies=2),
-    Contender("ORT QMoE", "int4", ort_qmoe.preparer(4), 4.25, copies=2),
-    *_openvino("fp32", 2),
-    *_openvino("bf16", 3),
-    *_openvino("int8", 2),
-    *_openvino("int4", 2, bits=4.25),
+    Contender("ORT MoE", "fp32", ort_moe.prepare),
+    Contender("transformers' export", "fp32", unrolled.prepare, copies=3.5),
+    Contender("ORT QMoE", "int8", ort_qmoe.preparer(8), 8.25),
+    Contender("ORT QMoE", "int4", ort_qmoe.preparer(4), 4.25),
+    *_openvino("fp32", 3),
+    *_openvino("bf16", 4),
+    *_openvino("int8", 7),
+    *_openvino("int4", 7, bits=4.25),
     Contender("ggml BF16", "bf16", ggml_moe.preparer("BF16"), package="ggml-python"),
     Contender("ggml Q8_0", "int8", ggml_moe.preparer("Q8_0"), 8.5, package="ggml-python"),
     Contender("ggml Q4_0", "int4", ggml_moe.preparer("Q4_0"), 4.5, package="ggml-python"),

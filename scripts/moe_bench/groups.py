@@ -5,13 +5,15 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from moe_bench.contenders import WEIGHT_BITS, Contender
 from moe_bench.layers import Layer, Weights
+from moe_bench.results import Refusal
 
-# Of the machine's memory: the float32 weights, calls and PyTorch take some of the rest.
-_SHARE = 0.45
+# Of the machine's memory: the float32 weights, calls and PyTorch take some of the rest. A contender
+# beside ours may take more, since what it does not use any more can be paged out.
+_SHARE, _MOST = 0.55, 0.85
 
 
 def make_groups(
@@ -27,20 +29,43 @@ def make_groups(
     Returns:
         Groups in which ours of that width come first: ratios are taken within a group.
     """
-    memory = memory or _SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = memory or _SHARE * _machine_bytes()
     groups: list[list[Contender]] = []
     for width in WEIGHT_BITS:
         ours = [c for c in contenders if c.width == width and c.ours]
-        group, peers = [*ours], 0
+        of_width: list[list[Contender]] = []
         for peer in (c for c in contenders if c.width == width and not c.ours):
-            if peers and _held(layer, [*group, peer]) > memory:
-                groups.append(group)
-                group, peers = [*ours], 0
-            group.append(peer)
-            peers += 1
-        if group:
-            groups.append(group)
+            with_room = (group for group in of_width if _held(layer, [*group, peer]) <= memory)
+            group = next(with_room, None)
+            if group is None:
+                of_width.append([*ours, peer])
+            else:
+                group.append(peer)
+        groups += of_width or ([ours] if ours else [])
     return groups
+
+
+def leave_out(
+    contenders: Sequence[Contender], layer: Layer, memory: float | None = None
+) -> tuple[list[Contender], list[Refusal]]:
+    """Contenders that fit into ``memory`` bytes beside ours, and why the others do not take part.
+
+    Args:
+        contenders: Who wants to.
+        layer: Whose weights they hold.
+        memory: What both may take; most of the machine's if left out.
+    """
+    memory = memory or _MOST * _machine_bytes()
+    fitting, refusals = list[Contender](), list[Refusal]()
+    for contender in contenders:
+        ours = [c for c in contenders if c.ours and c.width == contender.width][:1]
+        held = _held(layer, {*ours, contender})
+        if held <= memory:
+            fitting.append(contender)
+            continue
+        reason = f"would hold {_held(layer, [contender]) / 1e9:.0f} GB"
+        refusals.append(Refusal(layer.name, 0, contender.name, contender.width, reason))
+    return fitting, refusals
 
 
 def release(weights: Weights) -> None:
@@ -53,6 +78,10 @@ def release(weights: Weights) -> None:
     weights.release_pages()
 
 
-def _held(layer: Layer, group: Sequence[Contender]) -> float:
+def _machine_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _held(layer: Layer, group: Iterable[Contender]) -> float:
     values = layer.experts * layer.expert_values
     return sum(contender.copies * contender.stored_bytes(values) for contender in group)

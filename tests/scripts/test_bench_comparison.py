@@ -8,7 +8,7 @@ pytest.importorskip("torch")
 
 from moe_bench.compare import best_peer, compare
 from moe_bench.contenders import Contender
-from moe_bench.groups import make_groups, release
+from moe_bench.groups import leave_out, make_groups, release
 from moe_bench.layers import Layer, draw_weights
 from moe_bench.plot import draw_roofline
 from moe_bench.record import read_results, write_results
@@ -80,7 +80,16 @@ def test_groups_hold_what_fits_and_always_ours_and_a_peer():
         [ours, b],
         [quantized],
     ]
+    assert make_groups([ours, b, a, a], LAYER, 3 * copy) == [[ours, b], [ours, a, a]]
     assert make_groups([ours], LAYER, 1) == [[ours]]
+
+
+def test_contender_that_does_not_fit_beside_ours_is_refused_with_its_bytes():
+    ours, small, large = contender("ours", ours=True), contender("a"), contender("b", copies=9)
+    fitting, (refusal,) = leave_out([ours, small, large], LAYER, 4 * 4 * VALUES)
+    assert fitting == [ours, small]
+    gigabytes = 9 * 4 * VALUES / 1e9
+    assert refusal == Refusal("small", 0, "b", "fp32", f"would hold {gigabytes:.0f} GB")
 
 
 def test_scales_count_as_bytes_that_are_read():

@@ -4,7 +4,7 @@
     python scripts/bench_scaling.py --weights fp32 --record
 
 Two threads; what is compared takes turns, and before each call so much other memory is read that no
-expert is in the cache.
+expert is in the cache. Times are the least of all rounds; a router's has its session's call in it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from moe_bench.scaling import (
     EXPERTS_TOKENS,
     GATINGS,
     NUM_HIT,
+    Label,
     Runs,
     bind_experts,
     bind_gatings,
@@ -27,7 +28,7 @@ from moe_bench.scaling import (
     time_in_turns,
 )
 
-Times = Mapping[tuple[str, int], float]
+Times = Mapping[Label, float]
 _TOKENS = [128, 256, 512, 1024, 2048]
 _EXPERTS = [8, 32, 128, 512]
 _GATING_TOKENS = [1, 16, 256, 1024]

@@ -19,7 +19,8 @@ from moe_export.ops import spec
 from moe_export.ops.record import WeightType
 from moe_export.runners.library import ort_library_path
 
-Runs = Mapping[tuple[str, int], Callable[[], Floats]]
+Label = tuple[str, int]
+Runs = Mapping[Label, Callable[[], Floats]]
 
 TOKENS_LAYER = Layer("tokens", 1024, 512, 64, 4)
 # As many as in the models whose routers have most to choose from, and small experts.
@@ -40,22 +41,21 @@ GATINGS = {
 }
 
 
-def time_in_turns(
-    runs: Runs, rounds: int, before: Callable[[], object]
-) -> dict[tuple[str, int], float]:
+def time_in_turns(runs: Runs, rounds: int, empty_cache: Callable[[], object]) -> dict[Label, float]:
     """The least seconds of each run over rounds in which all take turns: other work only adds.
 
     Args:
         runs: What to time.
         rounds: How often each is timed, after one call that is not.
-        before: Called before each, such as to empty the cache.
+        empty_cache: Called before each, but not before routers: the product before them has just
+            written their logits, and they are called once more instead.
     """
     for run in runs.values():
         run()
-    times: dict[tuple[str, int], list[float]] = {label: [] for label in runs}
+    times: dict[Label, list[float]] = {label: [] for label in runs}
     for _ in range(rounds):
         for label, run in runs.items():
-            before()
+            (run if label[0] in GATINGS else empty_cache)()
             start = time.perf_counter()
             run()
             times[label].append(time.perf_counter() - start)

@@ -51,7 +51,8 @@ def growth_table(tokens: Times, experts: Times) -> str:
 
 def gating_table(times: Times) -> str:
     """Share of each router in the time of router and experts."""
-    lines = [f"| tokens | {' | '.join(GATINGS)} |", "|---|" + "---|" * len(GATINGS)]
+    title = "tokens (share of TopKGating, 256 choose 8)"
+    lines = [f"| {title} | {' | '.join(GATINGS)} |", "|---|" + "---|" * len(GATINGS)]
     for count in dict.fromkeys(count for _, count in times):
         experts = times["experts", count]
         parts = [times[name, count] for name in GATINGS]
@@ -84,9 +85,10 @@ def main() -> None:
         }
     growth = growth_table(times["tokens"], times["experts"])
     gating = gating_table(times["gating"])
-    print(f"{options.weights} weights\n\n{growth}\nTopKGating, 256 choose 8\n\n{gating}", end="")
+    tables = f"{options.weights} weights:\n\n{growth}\n{gating}"
+    print(tables, end="")
     if options.record:
-        write_readme("scaling", f"{growth}\n{gating}")
+        write_readme("scaling", tables)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ def test_exports_nothing_but_its_interface():
     assert {line.split()[-1] for line in lines} == {
         "RegisterCustomOps",
         "moe_export_ort_version",
+        "moe_export_instruction_set",
         "moe_export_read_bandwidth",
         "moe_export_multiply_rate",
     }

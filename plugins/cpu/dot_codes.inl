@@ -7,6 +7,7 @@
 #include <immintrin.h>
 
 #include "dot_tokens.inl"
+#include "unroll.h"
 
 namespace moe_export::cpu {
 namespace {
@@ -140,11 +141,11 @@ inline __attribute__((always_inline)) void multiply_codes(const PanelCall& call,
       ahead.step();
       const char* const tokens =
           call.tokens + k / kTokenChunk * (M * kTokenChunk) + k % kTokenChunk;
-#pragma GCC unroll 8
+      MOE_EXPORT_UNROLL(8)
       for (int i = 0; i < 32; i += 4) {
         __m512i w[2];
         codes.fetch(w);
-#pragma GCC unroll 8
+        MOE_EXPORT_UNROLL(8)
         for (int m = 0; m < M; ++m) {
           int32_t four;
           __builtin_memcpy(&four, tokens + m * kTokenChunk + i, sizeof(four));
@@ -167,7 +168,7 @@ inline __attribute__((always_inline)) void multiply_codes(const PanelCall& call,
 }
 
 /// Most tokens whose sums stay in registers.
-constexpr int kVnniTile = 6;
+constexpr int kVnniTile = MOE_EXPORT_TILE(6);
 
 template <class Codes, int M = kVnniTile>
 void multiply_by_vnni(const PanelCall& call, float* out) {

@@ -77,17 +77,18 @@ inline TokenBlock quantize_block(const PanelLayout& layout, const float* row, __
     largest = _mm512_max_ps(_mm512_abs_ps(x), largest);
     zeros = _mm512_fmadd_ps(x, _mm512_setzero_ps(), zeros);  // NaN from what is not finite
   }
-  const float top = _mm512_reduce_max_ps(largest);
+  const float top = _mm512_reduce_max_ps(largest), finite = _mm512_reduce_add_ps(zeros);
   const __m512 inverse = _mm512_set1_ps(top > 1e-36f ? 127.0f / top : 0.0f);
+  const __mmask16 kept = finite == 0.0f ? 0xffff : 0;
   __m512i sum = _mm512_setzero_si512();
   for (int64_t k = begin; k < end; k += 16) {
-    const __m512 x = _mm512_mul_ps(load_weighted(layout, row, weight, k), inverse);
+    const __m512 x = _mm512_maskz_mul_ps(kept, load_weighted(layout, row, weight, k), inverse);
     const __m512i code = _mm512_cvtps_epi32(x);
     sum = _mm512_add_epi32(sum, code);
     char* const to = codes + k / kTokenChunk * chunk_stride + k % kTokenChunk;
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtsepi32_epi8(code));
   }
-  return {top / 127.0f + _mm512_reduce_add_ps(zeros), _mm512_reduce_add_epi32(sum)};
+  return {top / 127.0f + finite, _mm512_reduce_add_epi32(sum)};
 }
 
 inline void pack_int8_token(const PanelLayout& layout, const float* row, float weight,

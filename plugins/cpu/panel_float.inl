@@ -4,11 +4,12 @@
 #include "expert_kernels.h"
 #include "panel_decoders.inl"
 #include "panel_kernels.h"
+#include "unroll.h"
 
 namespace moe_export::cpu {
 namespace {
 
-constexpr int kMaxPanelTile = MOE_EXPORT_PANEL_TILE;
+constexpr int kMaxPanelTile = MOE_EXPORT_TILE(MOE_EXPORT_PANEL_TILE);
 
 int64_t float_token_bytes(const PanelLayout& layout) {
   return layout.padded_width * static_cast<int64_t>(sizeof(float));
@@ -53,14 +54,14 @@ inline __attribute__((always_inline)) void multiply_lanes(const PanelCall& call,
     weights.at += (begin - unit) / 4 * layout.quad_bytes();
     for (; begin < end; begin += kChunk, tokens += M * kChunk) {
       ahead.step();
-#pragma GCC unroll 16
+      MOE_EXPORT_UNROLL(16)
       for (int i = 0; i < kChunk; i += kGroup) {
         weights.fetch();
-#pragma GCC unroll 4
+        MOE_EXPORT_UNROLL(4)
         for (int j = 0; j < kGroup; ++j) {
           Vec w[2];
           weights.column(j, w);
-#pragma GCC unroll 16
+          MOE_EXPORT_UNROLL(16)
           for (int m = 0; m < M; ++m) {
             const Vec x = broadcast(tokens[m * kChunk + i + j]);
             acc[m][0] += w[0] * x;

@@ -1,27 +1,28 @@
 // Dot products of bfloat16 (AVX512_BF16) and of int8 (AVX512_VNNI).
 #include "dot_codes.inl"
+#include "unroll.h"
 
 namespace moe_export::cpu {
 namespace {
 
-constexpr int kBf16Tile = 12;
+constexpr int kBf16Tile = MOE_EXPORT_TILE(12);
 constexpr int64_t kBf16Columns = 32;
 
 template <int M>
 inline __attribute__((always_inline)) void multiply_pairs(const PanelCall& call, float* out) {
   __m512 acc[M][2];
-#pragma GCC unroll 16
+  MOE_EXPORT_UNROLL(16)
   for (int m = 0; m < M; ++m) load_sums(call, out, m, acc[m]);
   Ahead ahead = *call.ahead;
   const char* weights = call.panel + call.begin / 2 * 128;
   const char* tokens = call.tokens + call.begin / kBf16Columns * M * kTokenChunk;
   for (int64_t k = call.begin; k < call.end; k += kBf16Columns, tokens += M * kTokenChunk) {
     ahead.step();
-#pragma GCC unroll 16
+    MOE_EXPORT_UNROLL(16)
     for (int pair = 0; pair < 16; ++pair, weights += 128) {
       const __m512bh w0 = (__m512bh)_mm512_loadu_si512(weights);
       const __m512bh w1 = (__m512bh)_mm512_loadu_si512(weights + 64);
-#pragma GCC unroll 16
+      MOE_EXPORT_UNROLL(16)
       for (int m = 0; m < M; ++m) {
         int32_t two;
         __builtin_memcpy(&two, tokens + m * kTokenChunk + pair * 4, sizeof(two));

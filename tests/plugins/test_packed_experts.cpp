@@ -1,4 +1,5 @@
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -80,7 +81,19 @@ Floats compute(const PackedLayer& packed, Isa isa) {
   return compute(packed, packed.layer, isa, pool);
 }
 
-void test_shapes(const Storage& storage, Isa isa, const std::string& suffix) {
+/// A layer and what loops in double make of it.
+struct Case {
+  std::string name;
+  PackedLayer packed;
+  std::vector<double> expected;
+};
+
+void add_case(std::vector<Case>& cases, const std::string& name, PackedLayer packed) {
+  std::vector<double> expected = reference(packed.layer);
+  cases.push_back({name, std::move(packed), std::move(expected)});
+}
+
+void add_shapes(const Storage& storage, std::vector<Case>& cases) {
   // Sizes in units of 32 for mxfp4, whose blocks are whole.
   const int64_t unit = storage.type == WeightType::kMxfp4 ? 32 : 1;
   const Sizes shapes[] = {{0, 2, 3, 16, 16},  {1, 1, 1, 1, 1},    {5, 2, 4, 33, 17},
@@ -90,14 +103,11 @@ void test_shapes(const Storage& storage, Isa isa, const std::string& suffix) {
     sizes.hidden = (sizes.hidden + unit - 1) / unit * unit;
     sizes.intermediate = (sizes.intermediate + unit - 1) / unit * unit;
     const std::string name = std::to_string(sizes.hidden) + "_" + std::to_string(sizes.tokens);
-    run_case("experts_c4_packed_shape_" + name + suffix, [&] {
-      const PackedLayer packed = random_packed(storage, sizes, {});
-      expect_close(compute(packed, isa), reference(packed.layer), tolerance(storage.type, isa));
-    });
+    add_case(cases, "experts_c4_packed_shape_" + name, random_packed(storage, sizes, {}));
   }
 }
 
-void test_forms(const Storage& storage, Isa isa, const std::string& suffix) {
+void add_forms(const Storage& storage, std::vector<Case>& cases) {
   for (int form = 0; form < 8; ++form) {
     GroupedExpertsAttributes attributes;
     attributes.gated = form & 1;
@@ -106,20 +116,25 @@ void test_forms(const Storage& storage, Isa isa, const std::string& suffix) {
     attributes.activation = form & 1 ? Activation::kSilu : Activation::kGelu;
     attributes.first_expert = 3;
     if (attributes.gated) attributes.limit = 0.75f, attributes.up_offset = 1.0f;
-    run_case("experts_c8_packed_form_" + std::to_string(form) + suffix, [&] {
-      const PackedLayer packed = random_packed(storage, {21, 3, 4, 96, 64}, attributes);
-      expect_close(compute(packed, isa), reference(packed.layer), tolerance(storage.type, isa));
+    add_case(cases, "experts_c8_packed_form_" + std::to_string(form),
+             random_packed(storage, {21, 3, 4, 96, 64}, attributes));
+  }
+}
+
+void test_cases(const std::vector<Case>& cases, Isa isa, const std::string& suffix) {
+  for (const Case& one : cases) {
+    run_case(one.name + suffix, [&] {
+      const double allowed = tolerance(one.packed.layer.attributes.weight_type, isa);
+      expect_close(compute(one.packed, isa), one.expected, allowed);
     });
   }
 }
 
-void test_independence(const Storage& storage, Isa isa, const std::string& suffix) {
-  // With many experts, each is a task of its own; with few, panels are.
-  for (const int64_t experts : {3, 40}) {
-    const PackedLayer packed = random_packed(storage, {67, 4, experts, 96, 64}, {});
+void test_independence(const std::vector<PackedLayer>& layers, Isa isa, const std::string& suffix) {
+  for (const PackedLayer& packed : layers) {
     const Layer& layer = packed.layer;
     const Floats y = compute(packed, isa);
-    const std::string name = "_experts_" + std::to_string(experts) + suffix;
+    const std::string name = "_experts_" + std::to_string(layer.attributes.num_experts) + suffix;
     run_case("same_bits_for_any_threads" + name, [&] {
       ShuffledPool pool(3);
       expect(same_bits(compute(packed, layer, isa, pool).data(), y.data(), y.size()), "bits");
@@ -196,13 +211,22 @@ void test_matmul(const Storage& storage, Isa isa, const std::string& suffix) {
 
 int main() {
   for (const Storage& storage : kStorages) {
-    test_tiles_and_vectors_agree(storage, std::string("_") + storage.name);
+    const std::string name = std::string("_") + storage.name;
+    std::vector<Case> cases;
+    add_shapes(storage, cases);
+    add_forms(storage, cases);
+    // With many experts, each is a task of its own; with few, panels are.
+    std::vector<PackedLayer> layers;
+    for (const int64_t experts : {3, 40}) {
+      layers.push_back(random_packed(storage, {67, 4, experts, 96, 64}, {}));
+    }
+    test_tiles_and_vectors_agree(storage, name);
     for (int isa = 0; isa <= static_cast<int>(cpu::choose_isa()); ++isa) {
       const Isa chosen = static_cast<Isa>(isa);
-      const std::string suffix = std::string("_") + storage.name + "_" + cpu::isa_name(chosen);
-      for (const auto test : {test_shapes, test_forms, test_independence, test_matmul}) {
-        test(storage, chosen, suffix);
-      }
+      const std::string suffix = name + "_" + cpu::isa_name(chosen);
+      test_cases(cases, chosen, suffix);
+      test_independence(layers, chosen, suffix);
+      test_matmul(storage, chosen, suffix);
     }
   }
   return finish();

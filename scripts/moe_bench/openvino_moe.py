@@ -33,14 +33,15 @@ def _build(weights: Weights, width: Width) -> Model:
     """``x``, ``ids`` and ``weights`` in, the experts' weighted sum out."""
     import openvino
 
-    layer, inputs = weights.layer, layer_inputs(weights.layer)
+    layer = weights.layer
+    x, ids, routed = inputs = layer_inputs(layer)
     down = stored_matrix(weights.down, width)
     if layer.gated:
         gate = stored_matrix(weights.up[:, : layer.intermediate], width)
         up = stored_matrix(weights.up[:, layer.intermediate :], width)
-        y = _tiled(layer, *inputs, gate, up, down)
+        y = _tiled(layer, x, ids, routed, gate, up, down)
     else:
-        y = _grouped(layer, *inputs, stored_matrix(weights.up, width), down)
+        y = _grouped(layer, x, ids, routed, stored_matrix(weights.up, width), down)
     return openvino.Model([y], inputs, "moe")
 
 

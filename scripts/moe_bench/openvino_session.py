@@ -72,7 +72,7 @@ def stored_matrix(weight: Floats, width: Width) -> Node:
         constant = ops.constant(codes.reshape(weight.shape))
         return ops.multiply(ops.convert(constant, "f32"), ops.constant(scales))
     tensor = openvino.Tensor(openvino.Type.i4, openvino.Shape([*scales.shape, _BLOCK]))
-    tensor.data.reshape(-1)[:] = pack_nibbles(codes.view(np.uint8) & 15).view(np.int8).ravel()
+    tensor.data.reshape(-1)[:] = pack_nibbles(codes.view(np.uint8) & np.uint8(15)).view(np.int8).ravel()
     values = ops.convert(ops.constant(tensor), "f32")
     scaled = ops.multiply(values, ops.constant(scales[..., None]))
     return ops.reshape(scaled, list(weight.shape), False)

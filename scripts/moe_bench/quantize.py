@@ -27,5 +27,5 @@ def quantize_blocks(weight: Floats, block: int, bits: int) -> tuple[NDArray[np.i
 
 def pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Two codes in ``[0, 15]`` per byte along the last axis, the first in the low half."""
-    packed: NDArray[np.uint8] = codes[..., 0::2] | codes[..., 1::2] << 4
+    packed: NDArray[np.uint8] = codes[..., 0::2] | codes[..., 1::2] << np.uint8(4)
     return packed

@@ -21,7 +21,8 @@ def case_tables(results: Sequence[Result], refusals: Sequence[Refusal]) -> list[
         title = f"{layer}, {tokens} tokens, {routing}: {of_case[0].hit:.0f} experts hit"
         table = Table("contender", "weights", "ms", "peer / ours", "of limit", "error", title=title)
         best = {id(best_peer(own, of_case)) for own in of_case if own.ours}
-        for result in sorted(of_case, key=lambda result: list[str](WEIGHT_BITS).index(result.width)):
+        widths = list[str](WEIGHT_BITS)
+        for result in sorted(of_case, key=lambda result: widths.index(result.width)):
             table.add_row(*_cells(result, id(result) in best))
         for refusal in refusals:
             if (refusal.layer, refusal.tokens) in ((layer, tokens), (layer, 0)):

@@ -22,7 +22,6 @@ from moe_bench.compare import LEGEND
 from moe_bench.contenders import CONTENDERS, Contender
 from moe_bench.groups import leave_out, make_groups, release
 from moe_bench.layers import LAYERS, Layer, Weights, draw_weights
-from moe_bench.limits import Limits
 from moe_bench.measure import Bound, measure
 from moe_bench.plot import plot_roofline
 from moe_bench.record import RECORD, read_results, write_readme, write_results
@@ -31,6 +30,8 @@ from moe_bench.routing import Refused, draw_case
 from moe_bench.sessions import THREADS
 from moe_bench.tables import case_tables, readme_table
 from rich.console import Console
+
+from moe_export.benchmark.limits import Limits
 
 TOKENS = "1,4,16,64,256,1024"
 
@@ -144,8 +145,7 @@ def main() -> None:
 def _bench(options: argparse.Namespace, console: Console) -> tuple[list[Result], list[Refusal]]:
     """Time the layers one after the other; what is done is kept after each."""
     torch.set_num_threads(THREADS)
-    with tempfile.TemporaryDirectory() as folder:
-        limits = Limits(Path(folder))
+    limits = Limits(THREADS)
     results, refusals = list[Result](), list[Refusal]()
     for layer in options.layers:
         found, refused = bench_layer(layer, limits, options, console)

@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from moe_bench.limits import Limits
 from moe_bench.record import write_readme
 from moe_bench.scaling import (
     EXPERTS_TOKENS,
@@ -27,6 +26,9 @@ from moe_bench.scaling import (
     bind_tokens,
     time_in_turns,
 )
+from moe_bench.sessions import THREADS
+
+from moe_export.benchmark.limits import Limits
 
 Times = Mapping[Label, float]
 _TOKENS = [128, 256, 512, 1024, 2048]
@@ -72,7 +74,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        limits = Limits(folder)
+        limits = Limits(THREADS)
         experts = [count for count in _EXPERTS if count <= options.most_experts]
         binders: dict[str, Callable[[], Runs]] = {
             "tokens": lambda: bind_tokens(folder, options.weights, _TOKENS),
@@ -80,7 +82,7 @@ def main() -> None:
             "gating": lambda: bind_gatings(folder, options.weights, _GATING_TOKENS),
         }
         times = {
-            name: time_in_turns(bind(), options.rounds, lambda: limits.read(_FLUSH_BYTES))
+            name: time_in_turns(bind(), options.rounds, lambda: limits.read_bandwidth(_FLUSH_BYTES))
             for name, bind in binders.items()
         }
     growth = growth_table(times["tokens"], times["experts"])

@@ -10,9 +10,6 @@
 namespace moe_export::cpu {
 namespace {
 
-/// Panels in one task.
-constexpr int64_t kTaskBytes = 1 << 19;
-
 bool is_packed(const GroupedMatMulAttributes& attributes) {
   return attributes.weight_layout == WeightLayout::kCpuV1;
 }
@@ -65,7 +62,7 @@ void multiply_packed(const GroupedMatMulAttributes& attributes, const GroupedMat
     }
   });
   const int64_t panels = num_panels(out, false);
-  const int64_t size = std::clamp<int64_t>(kTaskBytes / layout.panel_bytes, 1, panels);
+  const int64_t size = std::clamp<int64_t>(kTaskPanelBytes / layout.panel_bytes, 1, panels);
   const int64_t tasks = (panels + size - 1) / size;
   parallel_for(pool, cut.experts.size() * tasks, [&](size_t i) {
     const ActiveExpert& active = cut.experts[i / tasks];

@@ -15,8 +15,6 @@ namespace {
 /// Whole experts are tasks where each thread gets so many: what one task computes, it finds in its
 /// cache. With fewer experts their panels are shared out, one projection after the other.
 constexpr size_t kExpertsPerThread = 4;
-/// Bytes of panels in a shared task: the first panel of a task is not read ahead.
-constexpr int64_t kTaskBytes = 1 << 19;
 
 size_t most_threads() { return std::max(1u, std::thread::hardware_concurrency()); }
 
@@ -105,7 +103,7 @@ class PackedRun {
   template <class Task>
   void share_panels(ThreadPool& pool, const PanelLayout& layout, int64_t panels, Task&& task) {
     const auto& experts = plan_.tiles.experts;
-    const int64_t least = std::max<int64_t>(1, kTaskBytes / layout.panel_bytes);
+    const int64_t least = std::max<int64_t>(1, kTaskPanelBytes / layout.panel_bytes);
     const int64_t wanted = kExpertsPerThread * static_cast<int64_t>(most_threads());
     const int64_t parts = std::max<int64_t>(1, wanted / std::max<size_t>(1, experts.size()));
     const int64_t size = std::max(least, (panels + parts - 1) / parts);

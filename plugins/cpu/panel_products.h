@@ -8,6 +8,9 @@
 
 namespace moe_export::cpu {
 
+/// Bytes of panels that are worth a task: its first panel is not read ahead.
+inline constexpr int64_t kTaskPanelBytes = 1 << 19;
+
 /// Packed rows of a call: row r's token is within the tile that holds it.
 struct PackedTokens {
   char* data;

@@ -11,12 +11,11 @@ import torch
 
 from moe_bench.contenders import Contender
 from moe_bench.layers import Floats, Layer
-from moe_bench.limits import Limits, dense_rate, median
+from moe_bench.limits import dense_rate, median
 from moe_bench.results import Refusal, Result
 from moe_bench.routing import Bind, Case, Refused
+from moe_export.benchmark.limits import Limits
 
-# Reading for so long lets the threads of others come to rest, and the memory reach its speed.
-_SETTLE_S = 0.04
 # A contender's turn: as many calls as fit, at least one and at most this many.
 _TURN_S, _TURN_CALLS = 0.1, 12
 # A contender that has taken so long in a case gets no further turns in it.
@@ -54,7 +53,7 @@ def measure(
     size = int(case.hit * layer.expert_values * 4)
     for contender, bind in bound:
         try:
-            read = limits.read(size)
+            read = limits.read_bandwidth(size)
             entries.append(_warm(contender, bind, case))
             _give_up(entries[0], entries[-1], read)
         except Refused as refusal:
@@ -65,10 +64,10 @@ def measure(
     for turn in range(rounds):
         for entry in entries:
             if entry.used < _BUDGET_S:
-                entry.reads.append(_settled_read(limits, size))
+                entry.reads.append(limits.read_bandwidth(size))
                 _take_turn(entry, turn)
-        _settled_read(limits, size)
-        peaks.append(limits.fp32_peak())
+        limits.read_bandwidth(size)
+        peaks.append(limits.multiply_rate("fp32")[0])
         products.append(dense())
     rates = {"fp32": median(peaks)}
     ours = next((entry for entry in entries if entry.contender.ours), None)
@@ -144,12 +143,3 @@ def _summarize(
         peak_rate=peak_rate,
         limit_share=median(of_limit),
     )
-
-
-def _settled_read(limits: Limits, size: int) -> float:
-    """Bytes per second of the last of some reads."""
-    begin = time.perf_counter()
-    rate = limits.read(size)
-    while time.perf_counter() - begin < _SETTLE_S:
-        rate = limits.read(size)
-    return rate

@@ -18,11 +18,11 @@ LAYER = Layer("small", 64, 32, 4, 2)
 
 
 class FixedLimits:
-    def read(self, size):
+    def read_bandwidth(self, size):
         return 1e9
 
-    def fp32_peak(self):
-        return 1e9
+    def multiply_rate(self, weight_type):
+        return 1e9, "float32"
 
 
 class Counting:

@@ -50,7 +50,6 @@ def case(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def one_call_per_turn(monkeypatch):
     monkeypatch.setattr(measuring, "_TURN_CALLS", 1)
-    monkeypatch.setattr(measuring, "_SETTLE_S", 0)
 
 
 def contender(name, *, ours=False):

@@ -12,16 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_export.ops.dequantize import unpack_nibbles
+from moe_export.ops.panels import COLUMN_STEP, GATED_PANEL_ROWS, PANEL_ROWS, padded_columns
 from moe_export.ops.record import WeightType
 
 Array = NDArray[Any]
 Bytes = NDArray[np.int8]
 
-PANEL_ROWS = 32
-HALF = PANEL_ROWS // 2
-# Columns are padded to whole chunks of the narrowest kernel's activations: 64 bytes.
-COLUMN_STEP = 64
-_SYMMETRIC_ZERO = 8
 _MXFP4_BLOCK = 32
 
 
@@ -52,13 +49,12 @@ def pack_rows(
         ValueError: no kernel reads ``weight_type`` in this layout.
     """
     if weight_type == "fp32":
-        panels = _padded(_panel_rows(weight, gated), weight.shape[1], COLUMN_STEP)
+        panels = _panel_columns(weight, gated)
         return _bytes(panels.astype("<f4", copy=False).transpose(0, 2, 1))
     if weight_type in ("fp16", "bf16"):
-        panels = _padded(_panel_rows(weight.view("<u2"), gated), weight.shape[1], COLUMN_STEP)
-        return _bytes(_grouped(panels, 2))
+        return _bytes(_grouped(_panel_columns(weight.view("<u2"), gated), 2))
     if weight_type == "int8" and scale is not None:
-        panels = _grouped(_padded(_panel_rows(weight, gated), weight.shape[1], COLUMN_STEP), 4)
+        panels = _grouped(_panel_columns(weight, gated), 4)
         return _bytes(_raw(_panel_rows(scale, gated)), _raw(panels))
     if weight_type == "int4" and scale is not None:
         return _pack_int4(weight, scale, zero, block_size, gated)
@@ -70,15 +66,13 @@ def pack_rows(
 def _pack_int4(
     weight: Array, scale: Array, zero: Array | None, block_size: int, gated: bool
 ) -> Bytes:
-    step = max(COLUMN_STEP, block_size)
-    blocks = -(-scale.shape[1] * block_size // step) * step // block_size
-    scales = _padded(_panel_rows(scale, gated), scale.shape[1], 1, blocks)
-    zeros = np.full(scale.shape, _SYMMETRIC_ZERO, np.uint8) if zero is None else zero.view(np.uint8)
-    zeros = _padded(_panel_rows(zeros, gated), scale.shape[1], 1, blocks)
-    codes = _padded(_panel_rows(_codes(weight), gated), 0, step, blocks * block_size)
+    blocks = padded_columns(scale.shape[1] * block_size, block_size) // block_size
+    scales = _padded(_panel_rows(scale, gated), blocks)
+    codes = _padded(_panel_rows(_codes(weight), gated), blocks * block_size)
     parts = [_raw(scales.astype("<f4").transpose(0, 2, 1))]
     if zero is not None:
-        padding = np.zeros((*zeros.shape[:1], blocks, PANEL_ROWS), np.uint8)
+        zeros = _padded(_panel_rows(zero.view(np.uint8), gated), blocks)
+        padding = np.zeros((len(zeros), blocks, PANEL_ROWS), np.uint8)
         parts += [zeros.transpose(0, 2, 1), padding]
     split = codes.reshape(len(codes), PANEL_ROWS, blocks, block_size)
     parts.append(_nibbles(split.transpose(0, 2, 1, 3)))
@@ -86,18 +80,17 @@ def _pack_int4(
 
 
 def _pack_mxfp4(weight: Array, scale: Array, gated: bool) -> Bytes:
-    codes = _padded(_panel_rows(_codes(weight), gated), 0, COLUMN_STEP, 2 * weight.shape[1])
+    codes = _panel_columns(_codes(weight), gated)
     pairs = codes.shape[2] // COLUMN_STEP
-    scales = _padded(_panel_rows(scale.view(np.uint8), gated), scale.shape[1], 1, 2 * pairs)
+    scales = _padded(_panel_rows(scale.view(np.uint8), gated), 2 * pairs)
     per_pair = scales.reshape(len(scales), PANEL_ROWS, pairs, 2).transpose(0, 2, 3, 1)
     split = codes.reshape(len(codes), PANEL_ROWS, 2 * pairs, _MXFP4_BLOCK).transpose(0, 2, 1, 3)
     return _bytes(*(part.reshape(len(codes), pairs, -1) for part in (per_pair, _nibbles(split))))
 
 
 def _codes(packed: Array) -> Array:
-    """Codes of 4 bits, ``[N, 2 * bytes]``."""
-    halves = packed.view(np.uint8)
-    return np.stack([halves & 15, halves >> 4], axis=-1).reshape(len(halves), -1)
+    """All codes of 4 bits, ``[N, 2 * bytes]``."""
+    return unpack_nibbles(packed, 2 * packed.shape[1])
 
 
 def _panel_rows(rows: Array, gated: bool) -> Array:
@@ -113,11 +106,15 @@ def _panel_rows(rows: Array, gated: bool) -> Array:
     return np.concatenate(shaped, axis=1)
 
 
-def _padded(panels: Array, width: int, step: int, least: int = 0) -> Array:
-    """``[panels, 32, K]`` with zeros until K is a multiple of ``step`` and at least ``least``."""
-    found = panels.shape[2]
-    wanted = -(-max(width, found, least) // step) * step
-    return np.pad(panels, ((0, 0), (0, 0), (0, wanted - found))) if wanted > found else panels
+def _panel_columns(rows: Array, gated: bool) -> Array:
+    """``[panels, 32, K]`` of ``[N, columns]``, K the columns that are stored."""
+    return _padded(_panel_rows(rows, gated), padded_columns(rows.shape[1]))
+
+
+def _padded(panels: Array, width: int) -> Array:
+    """``[panels, 32, width]`` with zeros at the end."""
+    missing = width - panels.shape[2]
+    return np.pad(panels, ((0, 0), (0, 0), (0, missing))) if missing else panels
 
 
 def _grouped(panels: Array, group: int) -> Array:
@@ -128,7 +125,7 @@ def _grouped(panels: Array, group: int) -> Array:
 
 def _nibbles(codes: Array) -> Array:
     """``[..., block / 4, 16, 4]`` bytes of ``[..., 32, block]`` codes: row r, and r + 16 above."""
-    both = codes[..., :HALF, :] | codes[..., HALF:, :] << 4
+    both = codes[..., :GATED_PANEL_ROWS, :] | codes[..., GATED_PANEL_ROWS:, :] << 4
     groups = both.reshape(*both.shape[:-1], -1, 4)
     return np.moveaxis(groups, -3, -2)
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from moe_bench.layers import Floats, Layer
-from moe_bench.quantize import pack_nibbles, quantize_blocks
+from moe_bench.quantize import quantize_blocks
 from moe_bench.routing import Bind, Call
 from moe_bench.sessions import THREADS
+from moe_export.quantize.int4 import pack_nibbles
 
 if TYPE_CHECKING:
     from openvino import Model, Node
@@ -73,7 +74,7 @@ def stored_matrix(weight: Floats, width: Width) -> Node:
         return ops.multiply(ops.convert(constant, "f32"), ops.constant(scales))
     tensor = openvino.Tensor(openvino.Type.i4, openvino.Shape([*scales.shape, _BLOCK]))
     nibbles = codes.view(np.uint8) & np.uint8(15)
-    tensor.data.reshape(-1)[:] = pack_nibbles(nibbles).view(np.int8).ravel()
+    tensor.data.reshape(-1)[:] = pack_nibbles(nibbles).ravel()
     values = ops.convert(ops.constant(tensor), "f32")
     scaled = ops.multiply(values, ops.constant(scales[..., None]))
     return ops.reshape(scaled, list(weight.shape), False)

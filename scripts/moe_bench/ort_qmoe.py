@@ -12,9 +12,10 @@ from onnx import TensorProto, helper
 
 from moe_bench.layers import Floats, Weights
 from moe_bench.ort_moe import bind_logits, gate_attributes, interleaved
-from moe_bench.quantize import pack_nibbles, quantize_blocks
+from moe_bench.quantize import quantize_blocks
 from moe_bench.routing import Bind
 from moe_bench.sessions import external_weight, open_session, save_model
+from moe_export.quantize.int4 import pack_nibbles
 
 _BLOCK = 128
 

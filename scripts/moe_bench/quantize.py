@@ -23,9 +23,3 @@ def quantize_blocks(weight: Floats, block: int, bits: int) -> tuple[NDArray[np.i
     scale = np.abs(blocks).max(-1, keepdims=True) / np.float32(2 ** (bits - 1) - 1)
     codes = np.rint(blocks / scale).astype(np.int8)
     return codes.reshape(weight.shape), scale[..., 0]
-
-
-def pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Two codes in ``[0, 15]`` per byte along the last axis, the first in the low half."""
-    packed: NDArray[np.uint8] = codes[..., 0::2] | codes[..., 1::2] << np.uint8(4)
-    return packed

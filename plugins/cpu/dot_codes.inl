@@ -120,6 +120,8 @@ inline __m512 add_block(__m512 acc, __m512i dots, __m512 scale, float token_scal
 /// Products of M tokens by VNNI.
 template <class Codes, int M>
 inline __attribute__((always_inline)) void multiply_codes(const PanelCall& call, float* out) {
+  // Few tokens make few sums, which would wait for the latency of each product.
+  constexpr int kChains = M == 1 ? 4 : M == 2 ? 2 : 1;
   const PanelLayout& layout = *call.layout;
   const int64_t block_columns = token_block(layout);
   const TokenBlock* meta = token_blocks(layout, call.tokens, M);
@@ -132,10 +134,10 @@ inline __attribute__((always_inline)) void multiply_codes(const PanelCall& call,
     const int64_t end = begin + block_columns < call.end ? begin + block_columns : call.end;
     BlockScales block;
     codes.begin_block(layout, block);
-    __m512i dots[M][2];
+    __m512i dots[kChains][M][2] = {};
     for (int m = 0; m < M; ++m) {
       const __m512i sum = _mm512_set1_epi32(-meta[m].sum);
-      for (int h = 0; h < 2; ++h) dots[m][h] = _mm512_mullo_epi32(block.zero[h], sum);
+      for (int h = 0; h < 2; ++h) dots[0][m][h] = _mm512_mullo_epi32(block.zero[h], sum);
     }
     for (int64_t k = begin; k < end; k += 32) {
       ahead.step();
@@ -150,14 +152,17 @@ inline __attribute__((always_inline)) void multiply_codes(const PanelCall& call,
           int32_t four;
           __builtin_memcpy(&four, tokens + m * kTokenChunk + i, sizeof(four));
           const __m512i x = _mm512_set1_epi32(four);
-          dots[m][0] = _mm512_dpbusd_epi32(dots[m][0], w[0], x);
-          dots[m][1] = _mm512_dpbusd_epi32(dots[m][1], w[1], x);
+          __m512i(&sums)[2] = dots[i / 4 % kChains][m];
+          for (int h = 0; h < 2; ++h) sums[h] = _mm512_dpbusd_epi32(sums[h], w[h], x);
         }
       }
     }
     for (int m = 0; m < M; ++m) {
       for (int h = 0; h < 2; ++h) {
-        acc[m][h] = add_block(acc[m][h], dots[m][h], block.scale[h], meta[m].scale);
+        for (int c = 1; c < kChains; ++c) {
+          dots[0][m][h] = _mm512_add_epi32(dots[0][m][h], dots[c][m][h]);
+        }
+        acc[m][h] = add_block(acc[m][h], dots[0][m][h], block.scale[h], meta[m].scale);
       }
     }
   }

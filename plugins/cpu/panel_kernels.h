@@ -12,22 +12,25 @@ namespace moe_export::cpu {
 struct Ahead {
   static constexpr int64_t kStreams = 4;
   static constexpr int64_t kLine = 64;
+  static constexpr int64_t kOne = 1 << 16;  ///< one line, where lines are fractions
 
   const char* next = nullptr;  ///< the first stream's next line
   const char* end = nullptr;   ///< of the first stream
   int64_t stream = 0;          ///< bytes from one stream to the next
-  int64_t lines = 0;           ///< of each stream, to read at every step
+  int64_t step_lines = 0;      ///< lines of each stream per step, in parts of `kOne`
+  int64_t due_lines = 0;       ///< that are still to be read, in parts of `kOne`
 
-  /// @param bytes what to read from `from` on, in `num_steps` steps.
+  /// @param bytes what to read from `from` on, evenly in `num_steps` steps.
   static Ahead of(const char* from, int64_t bytes, int64_t num_steps) {
     if (from == nullptr) return {};
     const int64_t stream = round_up((bytes + kStreams - 1) / kStreams, kLine);
-    return {from, from + stream, stream, (stream / kLine + num_steps - 1) / num_steps};
+    return {from, from + stream, stream, (stream / kLine * kOne + num_steps - 1) / num_steps, 0};
   }
 
   void step() {
-    for (int64_t line = 0; line < lines && next < end; ++line, next += kLine) {
+    for (due_lines += step_lines; due_lines >= kOne && next < end; due_lines -= kOne) {
       for (int64_t s = 0; s < kStreams; ++s) __builtin_prefetch(next + s * stream, 0, 2);
+      next += kLine;
     }
   }
 };

@@ -73,11 +73,15 @@ class PanelProducts {
   void multiply(const char* panel, const RowTile* tiles, int64_t num_tiles,
                 const PackedTokens& tokens, Ahead& ahead) {
     const int64_t width = layout_.padded_width;
-    const int64_t step = num_tiles == 1 ? width : kernels_.chunk_columns;
+    const bool whole = num_tiles == 1 && kernels_.scratch_bytes(layout_) == 0;
+    const int64_t step = whole ? width : kernels_.chunk_columns;
     for (int64_t begin = 0; begin < width; begin += step) {
       const int64_t end = std::min(begin + step, width);
+      // Back and forth: tiles of one size stay neighbours, and kernels are set up less often.
+      const bool back = begin / step % 2 == 1;
       bool decoded = false;
-      for (int64_t i = 0; i < num_tiles; ++i) {
+      for (int64_t n = 0; n < num_tiles; ++n) {
+        const int64_t i = back ? num_tiles - 1 - n : n;
         const char* const tile = tokens.tile(tiles[i].begin);
         const PanelCall call = {
             &layout_, panel, tile, tiles[i].size, begin, end, static_cast<char*>(scratch_.data()),

@@ -59,6 +59,20 @@ inline void pack_bf16_token(const PanelLayout& layout, const float* row, float w
   }
 }
 
+/// Copies chunks that follow one another to a place in a tile.
+inline void place_chunks(const char* packed, int64_t bytes, int64_t place, int64_t tile_size,
+                         char* tile) {
+  char* to = tile + place * kTokenChunk;
+  for (int64_t b = 0; b < bytes; b += kTokenChunk, to += tile_size * kTokenChunk) {
+    _mm512_storeu_si512(to, _mm512_loadu_si512(packed + b));
+  }
+}
+
+inline void place_bf16_token(const PanelLayout& layout, const char* packed, int64_t place,
+                             int64_t tile_size, char* tile) {
+  place_chunks(packed, bf16_token_bytes(layout), place, tile_size, tile);
+}
+
 inline int64_t int8_token_bytes(const PanelLayout& layout) {
   return layout.padded_width + num_token_blocks(layout) * static_cast<int64_t>(sizeof(TokenBlock));
 }
@@ -100,6 +114,14 @@ inline void pack_int8_token(const PanelLayout& layout, const float* row, float w
     *meta = quantize_block(layout, row, _mm512_set1_ps(weight), begin, end, tile_size * kTokenChunk,
                            tile + place * kTokenChunk);
   }
+}
+
+inline void place_int8_token(const PanelLayout& layout, const char* packed, int64_t place,
+                             int64_t tile_size, char* tile) {
+  place_chunks(packed, layout.padded_width, place, tile_size, tile);
+  const TokenBlock* const from = token_blocks(layout, packed, 1);
+  auto* const to = const_cast<TokenBlock*>(token_blocks(layout, tile, tile_size)) + place;
+  for (int64_t b = 0; b < num_token_blocks(layout); ++b) to[b * tile_size] = from[b];
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ struct GroupedExpertsTensors {
   const void* down_weight;      ///< [E, H, I]; or packed
   const float* up_bias;         ///< [E, 2·I] ([E, I] ungated), or null
   const float* down_bias;       ///< [E, H], or null
-  float* y;                     ///< [T, H]
+  float* y;  ///< [T, H], scratch until the results are added up: no other tensor may overlap it
 };
 
 /// Bytes of one expert's packed weights; both 0 for row-major ones.

@@ -16,6 +16,11 @@ namespace {
 /// cache. With fewer experts their panels are shared out, one projection after the other.
 constexpr size_t kExpertsPerThread = 4;
 
+/// Rows from which on packing a token once, in a step of its own, is worth it.
+constexpr int64_t kLeastShared = 128;
+/// Tokens that one task packs.
+constexpr int64_t kPackChunk = 8;
+
 size_t most_threads() { return std::max(1u, std::thread::hardware_concurrency()); }
 
 /// Sizes of one call.
@@ -74,12 +79,14 @@ class PackedRun {
 
   /// A task is an expert; those with most rows come first.
   void run_experts(ThreadPool& pool) {
+    const bool packed = packs_once();
+    if (packed) pack_alone(pool);
     std::vector<Expert> order = plan_.tiles.experts;
     std::stable_sort(order.begin(), order.end(),
                      [&](const Expert& a, const Expert& b) { return num_rows(a) > num_rows(b); });
     parallel_for(pool, order.size(), [&](size_t i) {
       const Expert& expert = order[i];
-      for_tiles(expert, [&](const RowTile& tile) { pack_tokens(tile); });
+      for_tiles(expert, [&](const RowTile& tile) { pack_tokens(tile, packed); });
       project_up(expert, 0, sizes_.up_panels, down_weight(expert));
       for_tiles(expert, [&](const RowTile& tile) { pack_hidden(tile); });
       project_down(expert, 0, sizes_.down_panels);
@@ -124,11 +131,38 @@ class PackedRun {
   }
   int64_t slot_stride() const { return sizes_.token_bytes / static_cast<int64_t>(sizeof(float)); }
 
-  void pack_tokens(const RowTile& tile) {
+  /// Whether tokens are packed once, not for each of their experts: where there are so many that
+  /// it pays, and nothing of an expert is in them. Their place is `y`, until results are added up.
+  bool packs_once() const {
+    return kernels_.place_token != nullptr && attributes_.weight_on == WeightOn::kOutput &&
+           plan_.sorted.num_rows() >= kLeastShared && tensors_.top_k > 1 &&
+           kernels_.token_bytes(sizes_.up) <= token_width_bytes();
+  }
+  int64_t token_width_bytes() const {
+    return attributes_.hidden_size * static_cast<int64_t>(sizeof(float));
+  }
+  char* packed_alone(int64_t token) const {
+    return reinterpret_cast<char*>(tensors_.y) + token * token_width_bytes();
+  }
+  void pack_alone(ThreadPool& pool) {
+    parallel_chunks(pool, tensors_.num_tokens, kPackChunk, [&](int64_t first, int64_t last) {
+      for (int64_t t = first; t < last; ++t) {
+        const float* const x = tensors_.x + t * attributes_.hidden_size;
+        kernels_.pack_token(sizes_.up, x, 1.0f, 0, 1, packed_alone(t));
+      }
+    });
+  }
+
+  void pack_tokens(const RowTile& tile, bool packed = false) {
     const bool weighted = attributes_.weight_on == WeightOn::kInput;
     for (int64_t m = 0; m < tile.size; ++m) {
-      const int64_t pair = plan_.sorted.pairs[tile.begin + m];
-      const float* const x = tensors_.x + pair / tensors_.top_k * attributes_.hidden_size;
+      const int64_t pair = plan_.sorted.pairs[tile.begin + m], token = pair / tensors_.top_k;
+      if (packed) {
+        kernels_.place_token(sizes_.up, packed_alone(token), m, tile.size,
+                             tokens_.tile(tile.begin));
+        continue;
+      }
+      const float* const x = tensors_.x + token * attributes_.hidden_size;
       kernels_.pack_token(sizes_.up, x, weighted ? tensors_.expert_weights[pair] : 1.0f, m,
                           tile.size, tokens_.tile(tile.begin));
     }

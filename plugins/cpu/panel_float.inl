@@ -92,15 +92,9 @@ void multiply_floats(const PanelCall& call, float* out) {
 void nothing() {}
 
 template <class Weights>
-constexpr PanelKernels kFloatKernels = {kMaxPanelTile,
-                                        128,
-                                        float_token_bytes,
-                                        no_scratch,
-                                        num_chunks,
-                                        pack_float_token,
-                                        multiply_floats<Weights>,
-                                        nothing,
-                                        nothing};
+constexpr PanelKernels kFloatKernels = {
+    kMaxPanelTile,    128,     float_token_bytes,        no_scratch, num_chunks,
+    pack_float_token, nullptr, multiply_floats<Weights>, nothing,    nothing};
 
 const PanelKernels* float_panel_kernels(WeightType type) {
   switch (type) {

@@ -72,6 +72,11 @@ struct PanelKernels {
   void (*pack_token)(const PanelLayout& layout, const float* row, float weight, int64_t place,
                      int64_t tile_size, char* tile);
 
+  /// Copies a token that was packed alone, in a tile of 1, to such a place; null where packing it
+  /// again costs no more.
+  void (*place_token)(const PanelLayout& layout, const char* packed, int64_t place,
+                      int64_t tile_size, char* tile);
+
   /// out[m][r] += row r of the panel · token m, over some columns; from zero where they are the
   /// first. How the columns are cut does not change the result.
   /// @param out [num_tokens, kPanelRows].

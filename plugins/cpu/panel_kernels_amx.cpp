@@ -164,13 +164,27 @@ int64_t num_bf16_steps(const PanelLayout& layout) { return layout.padded_width /
 int64_t num_int8_steps(const PanelLayout& layout) { return layout.padded_width / kTokenChunk; }
 int64_t no_scratch(const PanelLayout&) { return 0; }
 
-constexpr PanelKernels kBf16Kernels = {
-    kTile,           256,           bf16_token_bytes, no_scratch, num_bf16_steps,
-    pack_bf16_token, multiply_bf16, begin_tiles,      end_tiles};
+constexpr PanelKernels kBf16Kernels = {kTile,
+                                       256,
+                                       bf16_token_bytes,
+                                       no_scratch,
+                                       num_bf16_steps,
+                                       pack_bf16_token,
+                                       place_bf16_token,
+                                       multiply_bf16,
+                                       begin_tiles,
+                                       end_tiles};
 
-constexpr PanelKernels kInt8Kernels = {
-    kTile,           512,           int8_token_bytes, no_scratch, num_int8_steps,
-    pack_int8_token, multiply_int8, begin_tiles,      end_tiles};
+constexpr PanelKernels kInt8Kernels = {kTile,
+                                       512,
+                                       int8_token_bytes,
+                                       no_scratch,
+                                       num_int8_steps,
+                                       pack_int8_token,
+                                       place_int8_token,
+                                       multiply_int8,
+                                       begin_tiles,
+                                       end_tiles};
 
 template <class Codes>
 constexpr PanelKernels kDecodedKernels = {kTile,
@@ -179,6 +193,7 @@ constexpr PanelKernels kDecodedKernels = {kTile,
                                           decoded_bytes,
                                           num_int8_steps,
                                           pack_int8_token,
+                                          place_int8_token,
                                           multiply_decoded<Codes>,
                                           begin_tiles,
                                           end_tiles};

@@ -48,20 +48,18 @@ int64_t num_bf16_steps(const PanelLayout& layout) { return layout.padded_width /
 int64_t no_scratch(const PanelLayout&) { return 0; }
 void nothing() {}
 
-constexpr PanelKernels kBf16Kernels = {
-    kBf16Tile,       256,     bf16_token_bytes, no_scratch, num_bf16_steps, pack_bf16_token,
-    multiply_bf16<>, nothing, nothing};
+constexpr PanelKernels kBf16Kernels = {kBf16Tile,        256,
+                                       bf16_token_bytes, no_scratch,
+                                       num_bf16_steps,   pack_bf16_token,
+                                       place_bf16_token, multiply_bf16<>,
+                                       nothing,          nothing};
 
 template <class Codes>
-constexpr PanelKernels kVnniKernels = {kVnniTile,
-                                       512,
-                                       int8_token_bytes,
-                                       no_scratch,
-                                       num_vnni_steps,
-                                       pack_int8_token,
-                                       multiply_by_vnni<Codes>,
-                                       nothing,
-                                       nothing};
+constexpr PanelKernels kVnniKernels = {kVnniTile,        512,
+                                       int8_token_bytes, no_scratch,
+                                       num_vnni_steps,   pack_int8_token,
+                                       place_int8_token, multiply_by_vnni<Codes>,
+                                       nothing,          nothing};
 
 }  // namespace
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "expert_kernels.h"
+#include "packed_rows.h"
 #include "panel_products.h"
 #include "row_blocks.h"
 
@@ -16,35 +17,7 @@ namespace {
 /// cache. With fewer experts their panels are shared out, one projection after the other.
 constexpr size_t kExpertsPerThread = 4;
 
-/// Rows from which on packing a token once, in a step of its own, is worth it.
-constexpr int64_t kLeastShared = 128;
-/// Tokens that one task packs.
-constexpr int64_t kPackChunk = 8;
-
 size_t most_threads() { return std::max(1u, std::thread::hardware_concurrency()); }
-
-/// Sizes of one call.
-struct PackedSizes {
-  PackedSizes(const GroupedExpertsAttributes& a, const PanelKernels& kernels)
-      : up(PanelLayout::of(a.weight_type, a.block_size, a.has_zero_point, a.hidden_size)),
-        down(PanelLayout::of(a.weight_type, a.block_size, a.has_zero_point, a.intermediate_size)),
-        up_panels(num_panels(a.intermediate_size, a.gated)),
-        down_panels(num_panels(a.hidden_size, false)),
-        panel_hidden(a.gated ? kPanelRows / 2 : kPanelRows),
-        token_bytes(place(std::max<int64_t>(kernels.token_bytes(up), a.hidden_size * 4))),
-        hidden_bytes(place(a.intermediate_size * 4)),
-        packed_hidden_bytes(place(kernels.token_bytes(down))) {}
-
-  static int64_t place(int64_t bytes) { return round_up(bytes, kWorkspaceAlignment); }
-  int64_t row_bytes() const { return token_bytes + hidden_bytes + packed_hidden_bytes; }
-
-  PanelLayout up, down;
-  int64_t up_panels, down_panels;
-  int64_t panel_hidden;         ///< hidden values that a panel makes for a token
-  int64_t token_bytes;          ///< a packed token, and later its result in the same place
-  int64_t hidden_bytes;         ///< what it is inside the expert, float32
-  int64_t packed_hidden_bytes;  ///< the same, packed
-};
 
 /// One call: tokens are packed, projected up, packed again and projected down, and added up.
 class PackedRun {
@@ -57,9 +30,7 @@ class PackedRun {
         pointwise_(expert_kernels(plan.isa)),
         plan_(plan),
         sizes_(attributes, kernels_),
-        tokens_{workspace, sizes_.token_bytes},
-        hidden_{tokens_.tile(plan.sorted.num_rows()), sizes_.hidden_bytes},
-        packed_hidden_{hidden_.tile(plan.sorted.num_rows()), sizes_.packed_hidden_bytes} {}
+        rows_(attributes, tensors, plan, kernels_, sizes_, workspace) {}
 
   void run(ThreadPool& pool) {
     if (plan_.tiles.experts.size() >= kExpertsPerThread * most_threads()) {
@@ -68,10 +39,11 @@ class PackedRun {
       run_panels(pool);
     }
     const bool weighted = attributes_.weight_on == WeightOn::kOutput;
-    combine_rows<int64_t>(pool, pointwise_,
-                          {tensors_.num_tokens, tensors_.top_k, attributes_.hidden_size,
-                           slot_stride(), floats(tokens_, 0), plan_.sorted.rows.data(),
-                           weighted ? tensors_.expert_weights : nullptr, tensors_.y});
+    combine_rows<int64_t>(
+        pool, pointwise_,
+        {tensors_.num_tokens, tensors_.top_k, attributes_.hidden_size,
+         float_stride(rows_.results()), floats(rows_.results(), 0), plan_.sorted.rows.data(),
+         weighted ? tensors_.expert_weights : nullptr, tensors_.y});
   }
 
  private:
@@ -79,16 +51,15 @@ class PackedRun {
 
   /// A task is an expert; those with most rows come first.
   void run_experts(ThreadPool& pool) {
-    const bool packed = packs_once();
-    if (packed) pack_alone(pool);
+    rows_.pack_shared(pool);
     std::vector<Expert> order = plan_.tiles.experts;
     std::stable_sort(order.begin(), order.end(),
                      [&](const Expert& a, const Expert& b) { return num_rows(a) > num_rows(b); });
     parallel_for(pool, order.size(), [&](size_t i) {
       const Expert& expert = order[i];
-      for_tiles(expert, [&](const RowTile& tile) { pack_tokens(tile, packed); });
+      for_tiles(expert, [&](const RowTile& tile) { rows_.pack_tokens(tile); });
       project_up(expert, 0, sizes_.up_panels, down_weight(expert));
-      for_tiles(expert, [&](const RowTile& tile) { pack_hidden(tile); });
+      for_tiles(expert, [&](const RowTile& tile) { rows_.pack_hidden(tile); });
       project_down(expert, 0, sizes_.down_panels);
     });
   }
@@ -98,11 +69,11 @@ class PackedRun {
   /// A task is some panels of an expert.
   void run_panels(ThreadPool& pool) {
     const auto& tiles = plan_.tiles.tiles;
-    parallel_for(pool, tiles.size(), [&](size_t i) { pack_tokens(tiles[i]); });
+    parallel_for(pool, tiles.size(), [&](size_t i) { rows_.pack_tokens(tiles[i]); });
     share_panels(pool, sizes_.up, sizes_.up_panels, [&](const Expert& expert, auto... range) {
       project_up(expert, range..., nullptr);
     });
-    parallel_for(pool, tiles.size(), [&](size_t i) { pack_hidden(tiles[i]); });
+    parallel_for(pool, tiles.size(), [&](size_t i) { rows_.pack_hidden(tiles[i]); });
     share_panels(pool, sizes_.down, sizes_.down_panels,
                  [&](const Expert& expert, auto... range) { project_down(expert, range...); });
   }
@@ -124,55 +95,6 @@ class PackedRun {
   template <class Task>
   void for_tiles(const Expert& expert, Task&& task) const {
     for (int64_t i = expert.first_tile; i < expert.last_tile; ++i) task(plan_.tiles.tiles[i]);
-  }
-
-  static float* floats(const PackedTokens& rows, int64_t row) {
-    return reinterpret_cast<float*>(rows.tile(row));
-  }
-  int64_t slot_stride() const { return sizes_.token_bytes / static_cast<int64_t>(sizeof(float)); }
-
-  /// Whether tokens are packed once, not for each of their experts: where there are so many that
-  /// it pays, and nothing of an expert is in them. Their place is `y`, until results are added up.
-  bool packs_once() const {
-    return kernels_.place_token != nullptr && attributes_.weight_on == WeightOn::kOutput &&
-           plan_.sorted.num_rows() >= kLeastShared && tensors_.top_k > 1 &&
-           kernels_.token_bytes(sizes_.up) <= token_width_bytes();
-  }
-  int64_t token_width_bytes() const {
-    return attributes_.hidden_size * static_cast<int64_t>(sizeof(float));
-  }
-  char* packed_alone(int64_t token) const {
-    return reinterpret_cast<char*>(tensors_.y) + token * token_width_bytes();
-  }
-  void pack_alone(ThreadPool& pool) {
-    parallel_chunks(pool, tensors_.num_tokens, kPackChunk, [&](int64_t first, int64_t last) {
-      for (int64_t t = first; t < last; ++t) {
-        const float* const x = tensors_.x + t * attributes_.hidden_size;
-        kernels_.pack_token(sizes_.up, x, 1.0f, 0, 1, packed_alone(t));
-      }
-    });
-  }
-
-  void pack_tokens(const RowTile& tile, bool packed = false) {
-    const bool weighted = attributes_.weight_on == WeightOn::kInput;
-    for (int64_t m = 0; m < tile.size; ++m) {
-      const int64_t pair = plan_.sorted.pairs[tile.begin + m], token = pair / tensors_.top_k;
-      if (packed) {
-        kernels_.place_token(sizes_.up, packed_alone(token), m, tile.size,
-                             tokens_.tile(tile.begin));
-        continue;
-      }
-      const float* const x = tensors_.x + token * attributes_.hidden_size;
-      kernels_.pack_token(sizes_.up, x, weighted ? tensors_.expert_weights[pair] : 1.0f, m,
-                          tile.size, tokens_.tile(tile.begin));
-    }
-  }
-
-  void pack_hidden(const RowTile& tile) {
-    for (int64_t m = 0; m < tile.size; ++m) {
-      kernels_.pack_token(sizes_.down, floats(hidden_, tile.begin + m), 1.0f, m, tile.size,
-                          packed_hidden_.tile(tile.begin));
-    }
   }
 
   const char* expert_panels(const void* weight, const PanelLayout& layout, int64_t panels,
@@ -197,11 +119,11 @@ class PackedRun {
       const float* const gate = bias == nullptr ? nullptr : bias + begin;
       const float* const up = gate == nullptr || !attributes_.gated ? gate : gate + intermediate;
       pointwise_.finish_up(attributes_, products, tile.size, gate, up, count,
-                           floats(hidden_, tile.begin) + begin,
-                           sizes_.hidden_bytes / static_cast<int64_t>(sizeof(float)));
+                           floats(rows_.hidden(), tile.begin) + begin,
+                           float_stride(rows_.hidden()));
     };
-    multiply(sizes_.up, {panels, first, last, after, sizes_.down.panel_bytes}, expert, tokens_,
-             finish);
+    multiply(sizes_.up, {panels, first, last, after, sizes_.down.panel_bytes}, expert,
+             rows_.tokens(), finish);
   }
 
   void project_down(const Expert& expert, int64_t first, int64_t last) {
@@ -213,11 +135,11 @@ class PackedRun {
       const int64_t count = std::min(kPanelRows, width - begin);
       for (int64_t m = 0; m < tile.size; ++m) {
         store_products(products + m * kPanelRows, bias ? bias + begin : nullptr, count,
-                       floats(tokens_, tile.begin + m) + begin);
+                       floats(rows_.results(), tile.begin + m) + begin);
       }
     };
-    multiply(sizes_.down, {down_weight(expert), first, last, nullptr, 0}, expert, packed_hidden_,
-             finish);
+    multiply(sizes_.down, {down_weight(expert), first, last, nullptr, 0}, expert,
+             rows_.packed_hidden(), finish);
   }
 
   template <class Finish>
@@ -234,9 +156,7 @@ class PackedRun {
   const ExpertKernels& pointwise_;
   const GroupedExpertsPlan& plan_;
   const PackedSizes sizes_;
-  const PackedTokens tokens_;
-  const PackedTokens hidden_;
-  const PackedTokens packed_hidden_;
+  PackedRows rows_;
 };
 
 }  // namespace

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 from moe_bench.compare import LEGEND
-from moe_bench.contenders import CONTENDERS, Contender
+from moe_bench.contenders import CONTENDERS, WEIGHT_BITS, Contender
 from moe_bench.groups import leave_out, make_groups, release
 from moe_bench.layers import LAYERS, Layer, Weights, draw_weights
 from moe_bench.measure import Bound, measure
 from moe_bench.plot import plot_roofline
-from moe_bench.record import RECORD, read_results, write_readme, write_results
+from moe_bench.record import RECORD, Record, machine, read_records, write_readme, write_record
 from moe_bench.results import Refusal, Result
 from moe_bench.routing import Refused, draw_case
 from moe_bench.sessions import THREADS
@@ -41,7 +41,7 @@ def bench_layer(
 ) -> tuple[list[Result], list[Refusal]]:
     """Time every contender on every case of one layer, group by group."""
     results = list[Result]()
-    chosen, refusals = leave_out(choose_contenders(options.only, console), layer)
+    chosen, refusals = leave_out(choose_contenders(options.only, options.weights, console), layer)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         with console.status(f"{layer.name}: drawing weights"):
             weights = draw_weights(layer, Path(folder))
@@ -83,9 +83,9 @@ def _prepare(
     return bound, refusals
 
 
-def choose_contenders(only: str | None, console: Console) -> list[Contender]:
-    """Those whose name holds ``only`` and whose package is there; says which are not."""
-    wanted = [c for c in CONTENDERS if not only or only in c.name]
+def choose_contenders(only: str | None, widths: Sequence[str], console: Console) -> list[Contender]:
+    """Those that are wanted and installed; says which are not."""
+    wanted = [c for c in CONTENDERS if c.width in widths and (not only or only in c.name)]
     for package in sorted({c.package for c in wanted if not c.is_installed}):
         names = dict.fromkeys(c.name for c in wanted if c.package == package)
         console.print(f"left out: {', '.join(names)} (pip install {package})")
@@ -96,6 +96,12 @@ def _layer(name: str) -> Layer:
     if name not in LAYERS:
         raise argparse.ArgumentTypeError(f"{name}: expected one of {', '.join(LAYERS)}")
     return LAYERS[name]
+
+
+def _widths(text: str) -> list[str]:
+    if not set(text.split(",")) <= set(WEIGHT_BITS):
+        raise argparse.ArgumentTypeError(f"{text}: expected some of {','.join(WEIGHT_BITS)}")
+    return text.split(",")
 
 
 def _routing(text: str) -> str:
@@ -116,6 +122,12 @@ def main() -> None:
         help=f"{', '.join(LAYERS)}; olmoe if left out",
     )
     parser.add_argument("--tokens", default=TOKENS, help=f"numbers of tokens; {TOKENS} if left out")
+    parser.add_argument(
+        "--weights",
+        type=_widths,
+        default=list(WEIGHT_BITS),
+        help="such as bf16,int4; all if left out",
+    )
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument(
         "--routing", type=_routing, default="uniform", help="uniform, skewed (Zipf's law), or both"
@@ -125,24 +137,28 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="keep the results and the machine here")
     parser.add_argument("--record", action="store_true", help="keep them for the README's table")
     parser.add_argument("--plot", type=Path, help="draw the roofline here (needs matplotlib)")
-    parser.add_argument("--show", type=Path, help="only show the results of an earlier --json")
+    parser.add_argument(
+        "--show", type=Path, nargs="+", help="only show the results of earlier runs with --json"
+    )
     options = parser.parse_args()
     console = Console()
     if options.show:
-        results, refusals = read_results(options.show)
-        _show(results, refusals, console)
+        try:
+            record = read_records(options.show)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+        _show(record.results, record.refusals, console)
     else:
-        results, refusals = _bench(options, console)
+        record = _bench(options, console)
     console.print(LEGEND, markup=False, highlight=False, soft_wrap=True)
     if options.record:
-        if not options.show:
-            write_results(RECORD, results, refusals)
-        write_readme("bench", readme_table(results))
+        write_record(RECORD, record)
+        write_readme("bench", readme_table(record.results))
     if options.plot:
-        plot_roofline(options.plot, results)
+        plot_roofline(options.plot, record.results)
 
 
-def _bench(options: argparse.Namespace, console: Console) -> tuple[list[Result], list[Refusal]]:
+def _bench(options: argparse.Namespace, console: Console) -> Record:
     """Time the layers one after the other; what is done is kept after each."""
     torch.set_num_threads(THREADS)
     limits = Limits(THREADS)
@@ -152,8 +168,8 @@ def _bench(options: argparse.Namespace, console: Console) -> tuple[list[Result],
         results, refusals = results + found, refusals + refused
         _show(found, refused, console)
         if options.json:
-            write_results(options.json, results, refusals)
-    return results, refusals
+            write_record(options.json, Record(machine(), results, refusals))
+    return Record(machine(), results, refusals)
 
 
 def _show(results: Sequence[Result], refusals: Sequence[Refusal], console: Console) -> None:

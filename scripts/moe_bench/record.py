@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,14 +21,23 @@ README = ROOT / "README.md"
 PACKAGES = ("moe-export", "onnxruntime", "torch", "transformers", "numpy")
 
 
-def write_results(path: Path, results: Sequence[Result], refusals: Sequence[Refusal] = ()) -> None:
+@dataclass(frozen=True)
+class Record:
+    """What is kept of one or more runs on one machine."""
+
+    machine: Mapping[str, str]
+    results: Sequence[Result]
+    refusals: Sequence[Refusal]
+
+
+def write_record(path: Path, record: Record) -> None:
     """Write results, refusals, the machine and versions as JSON."""
     lists = {
-        "results": [_rounded(asdict(result)) for result in results],
-        "refusals": [asdict(refusal) for refusal in refusals],
+        "results": [_rounded(asdict(result)) for result in record.results],
+        "refusals": [asdict(refusal) for refusal in record.refusals],
     }
     # A line for each result, so that a new record shows what changed.
-    parts = [f'"machine": {json.dumps(machine(), indent=1)}']
+    parts = [f'"machine": {json.dumps(record.machine, indent=1)}']
     for name, records in lists.items():
         parts.append(f'"{name}": [\n' + ",\n".join(map(json.dumps, records)) + "\n]")
     path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
@@ -57,8 +66,18 @@ def write_readme(mark: str, table: str) -> None:
     README.write_text(text[:start] + table + text[end:], encoding="utf-8")
 
 
-def read_results(path: Path) -> tuple[list[Result], list[Refusal]]:
-    """What :func:`write_results` wrote."""
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    refusals = [Refusal(**refusal) for refusal in kept["refusals"]]
-    return [Result(**result) for result in kept["results"]], refusals
+def read_records(paths: Sequence[Path]) -> Record:
+    """What :func:`write_record` wrote in one or more runs.
+
+    Raises:
+        ValueError: Two are not of the same machine and versions.
+    """
+    kept = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    for path, each in zip(paths, kept, strict=True):
+        if each["machine"] != kept[0]["machine"]:
+            raise ValueError(f"{path} is of another machine or other versions than {paths[0]}")
+    return Record(
+        kept[0]["machine"],
+        [Result(**result) for each in kept for result in each["results"]],
+        [Refusal(**refusal) for each in kept for refusal in each["refusals"]],
+    )

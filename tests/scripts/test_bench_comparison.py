@@ -11,7 +11,7 @@ from moe_bench.contenders import Contender
 from moe_bench.groups import leave_out, make_groups, release
 from moe_bench.layers import Layer, draw_weights
 from moe_bench.plot import draw_roofline
-from moe_bench.record import read_results, write_results
+from moe_bench.record import Record, read_records, write_record
 from moe_bench.results import Refusal, Result
 from moe_bench.tables import case_tables, readme_table
 from rich.console import Console
@@ -142,11 +142,23 @@ def test_table_marks_the_best_peer_and_says_who_refuses_and_why():
     assert "later" not in text
 
 
-def test_results_are_read_as_they_were_written(tmp_path):
-    results = [result("ours"), result("fast", ratio=1.5)]
-    refusals = [Refusal("small", 4, "greedy", "fp32", "would gather 13 GB of weights")]
-    write_results(tmp_path / "kept.json", results, refusals)
-    assert read_results(tmp_path / "kept.json") == (results, refusals)
+def test_runs_on_one_machine_are_read_together_as_they_were_written(tmp_path):
+    refusal = Refusal("small", 4, "greedy", "fp32", "would gather 13 GB of weights")
+    first = Record({"cpu": "here"}, [result("ours"), result("fast", ratio=1.5)], [refusal])
+    second = Record({"cpu": "here"}, [result("ours", tokens=16)], [])
+    paths = [tmp_path / "first.json", tmp_path / "second.json"]
+    for path, record in zip(paths, (first, second), strict=True):
+        write_record(path, record)
+    found = read_records(paths)
+    assert found == Record({"cpu": "here"}, [*first.results, *second.results], [refusal])
+
+
+def test_runs_on_two_machines_are_not_one_record(tmp_path):
+    paths = [tmp_path / "here.json", tmp_path / "there.json"]
+    for path in paths:
+        write_record(path, Record({"cpu": path.stem}, [], []))
+    with pytest.raises(ValueError, match=r"there\.json is of another machine"):
+        read_records(paths)
 
 
 def test_roofline_has_a_point_per_contender_and_case_and_roofs_above_the_slope():

@@ -107,6 +107,15 @@ void add_shapes(const Storage& storage, std::vector<Case>& cases) {
   }
 }
 
+/// So many tokens of one expert that several panels are multiplied together: with weights that are
+/// read as they are, and with those that are decoded first. Three of four ids are out of range.
+void add_many_tokens(const Storage& storage, std::vector<Case>& cases) {
+  const bool decoded = storage.type == WeightType::kInt4 && storage.block_size == 32;
+  if (storage.type != WeightType::kBf16 && !decoded) return;
+  add_case(cases, "experts_c4_packed_many_tokens",
+           random_packed(storage, {1050, 1, 1, 2112, 80}, {}));
+}
+
 void add_forms(const Storage& storage, std::vector<Case>& cases) {
   for (int form = 0; form < 8; ++form) {
     GroupedExpertsAttributes attributes;
@@ -214,6 +223,7 @@ int main() {
     const std::string name = std::string("_") + storage.name;
     std::vector<Case> cases;
     add_shapes(storage, cases);
+    add_many_tokens(storage, cases);
     add_forms(storage, cases);
     // With many experts, each is a task of its own; with few, panels are.
     std::vector<PackedLayer> layers;

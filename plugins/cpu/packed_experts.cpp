@@ -17,6 +17,9 @@ namespace {
 /// cache. With fewer experts their panels are shared out, one projection after the other.
 constexpr size_t kExpertsPerThread = 4;
 
+/// Bytes of panels in one task, at most: the last ones must end at about the same time.
+constexpr int64_t kMostTaskBytes = 1 << 24;
+
 size_t most_threads() { return std::max(1u, std::thread::hardware_concurrency()); }
 
 /// One call: tokens are packed, projected up, packed again and projected down, and added up.
@@ -84,7 +87,8 @@ class PackedRun {
     const int64_t least = std::max<int64_t>(1, kTaskPanelBytes / layout.panel_bytes);
     const int64_t wanted = kExpertsPerThread * static_cast<int64_t>(most_threads());
     const int64_t parts = std::max<int64_t>(1, wanted / std::max<size_t>(1, experts.size()));
-    const int64_t size = std::max(least, (panels + parts - 1) / parts);
+    const int64_t most = std::max<int64_t>(1, kMostTaskBytes / layout.panel_bytes);
+    const int64_t size = std::max(least, std::min(most, (panels + parts - 1) / parts));
     const int64_t tasks = (panels + size - 1) / size;
     parallel_for(pool, experts.size() * tasks, [&](size_t i) {
       const int64_t first = static_cast<int64_t>(i) % tasks * size;

@@ -9,7 +9,12 @@ from moe_export.ops import spec
 from moe_export.ops.nodes import moe_nodes, node_attributes
 
 _FLOAT = ir.DataType.FLOAT
+# What the activations may be. Expert weights and biases are float32 whatever they are.
+_ACTIVATIONS = (_FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _DTYPES = {
+    "logits": _ACTIVATIONS,
+    "x": _ACTIVATIONS,
+    "rows": _ACTIVATIONS,
     "expert_ids": (ir.DataType.INT32, ir.DataType.INT64),
     "group_ends": (ir.DataType.INT32,),
     "row_map": (ir.DataType.INT32,),
@@ -20,7 +25,6 @@ _WEIGHT_DTYPES = {
     "fp32": (_FLOAT,),
     "fp16": (ir.DataType.FLOAT16,),
     "bf16": (ir.DataType.BFLOAT16,),
-    "fp8": (ir.DataType.FLOAT8E4M3FN, *_BYTES),
 }
 
 

@@ -18,6 +18,19 @@ Float = NDArray[np.float32]
 E2M1_VALUES = np.array(
     [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32
 )
+
+
+def _e4m3_values() -> Float:
+    """What the codes of e4m3fn stand for: a sign, four bits of exponent, three of mantissa."""
+    codes = np.arange(128)
+    exponent, mantissa = codes >> 3, codes & 7
+    fraction = np.where(exponent > 0, 8 + mantissa, mantissa).astype(np.float32)
+    values = np.ldexp(fraction, np.maximum(exponent, 1) - 10)
+    values[127] = np.nan  # the one code that is no number; there is no infinity
+    return np.concatenate([values, -values])
+
+
+E4M3_VALUES = _e4m3_values()
 # An int4 without a zero point stands for zero at this code.
 SYMMETRIC_ZERO = 8
 # Exponents of e8m0 are stored with this added.
@@ -37,11 +50,11 @@ def dequantize(storage: WeightStorage, parts: Mapping[str, Array], columns: int)
         ``[..., N, K]``.
 
     Raises:
-        ContractError: the storage is none that is defined row by row.
+        ContractError: the storage is not row-major.
     """
     kind = storage.weight_type
     require(
-        storage.layout == "row_major" and kind != "fp8",
+        storage.layout == "row_major",
         "weight_storage",
         f"{kind} weights in the layout {storage.layout} have no meaning row by row",
     )
@@ -51,6 +64,8 @@ def dequantize(storage: WeightStorage, parts: Mapping[str, Array], columns: int)
     scale = parts["scale"]
     if kind == "int8":
         return np.asarray(scale[..., None] * weight.astype(np.float32), np.float32)
+    if kind == "fp8":
+        return np.asarray(scale[..., None] * E4M3_VALUES[weight.view(np.uint8)], np.float32)
     codes = unpack_nibbles(weight, columns)
     if kind == "mxfp4":
         powers = np.ldexp(np.float32(1), scale.view(np.uint8).astype(np.int32) - _E8M0_BIAS)

@@ -152,7 +152,7 @@ def inner(projected: Float, attributes: GroupedExperts) -> Float:
 
 
 def grouped_experts(
-    x: Float,
+    x: NDArray[Any],
     expert_ids: NDArray[np.integer],
     expert_weights: Float,
     up_weight: Array,
@@ -161,7 +161,7 @@ def grouped_experts(
     up_bias: Float | None = None,
     down_bias: Float | None = None,
     **quantization: Array,
-) -> Float:
+) -> NDArray[Any]:
     """Apply to each token its experts and add them up by weight, in float64 inside.
 
     Args:
@@ -177,7 +177,7 @@ def grouped_experts(
         **quantization: ``up_scale``, ``down_scale``, ``up_zero`` and ``down_zero``, as needed.
 
     Returns:
-        ``[T, H]`` float32.
+        ``[T, H]`` in x's type.
 
     Raises:
         ContractError: a shape or the storage of the weights breaks a constraint.
@@ -210,7 +210,7 @@ def grouped_experts(
         if down_bias is not None:
             out = out + down_bias[e]
         y[t] += weight * out
-    return y.astype(np.float32)
+    return y.astype(x.dtype)
 
 
 def _matrix(

@@ -223,13 +223,13 @@ class GroupedExperts(OpAttributes):
         return self.input_names()[3:]
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the stored inputs by name; without those that are not defined yet."""
+        """Shapes of the stored inputs by name."""
         shapes: dict[str, tuple[int, ...]] = {}
         for matrix in self.matrices:
             shapes[f"{matrix.prefix}bias"] = (self.num_experts, matrix.rows)
-            for part, shape in (self.storage.shapes(self.num_experts, matrix) or {}).items():
+            for part, shape in self.storage.shapes(self.num_experts, matrix).items():
                 shapes[matrix.prefix + part] = shape
-        return {name: shapes[name] for name in self.parameter_names() if name in shapes}
+        return {name: shapes[name] for name in self.parameter_names()}
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Check the inputs' shapes (experts_c1 to experts_c5).

@@ -113,11 +113,11 @@ class GroupedMatMul(OpAttributes):
         return tuple(name for name in self.input_names() if name not in ("rows", "group_ends"))
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the stored inputs by name; without those that are not defined yet."""
+        """Shapes of the stored inputs by name."""
         e, (matrix,) = self.num_experts, self.matrices
         shapes: dict[str, tuple[int, ...]] = {"bias": (e, matrix.rows)}
-        shapes |= self.storage.shapes(e, matrix) or {}
-        return {name: shapes[name] for name in self.parameter_names() if name in shapes}
+        shapes |= self.storage.shapes(e, matrix)
+        return {name: shapes[name] for name in self.parameter_names()}
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Check the inputs' shapes (matmul_c1 to matmul_c4)."""

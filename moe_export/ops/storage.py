@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from moe_export.ops.padded_rows import padded_rows_bytes
 from moe_export.ops.panels import packed_bytes
 from moe_export.ops.record import QUANTIZED_TYPES, WeightLayout, WeightType, require
 
@@ -12,11 +13,15 @@ from moe_export.ops.record import QUANTIZED_TYPES, WeightLayout, WeightType, req
 BLOCK_SIZES: Mapping[str, tuple[int, ...]] = {
     "int8": (0,),
     "int4": (32, 64, 128),
+    "fp8": (0,),
     "mxfp4": (32,),
 }
+# Types that each packed layout has a form of.
+PACKED_TYPES: Mapping[str, tuple[str, ...]] = {
+    "cpu_v1": ("fp32", "fp16", "bf16", "int8", "int4", "mxfp4"),
+    "cuda_v1": ("fp32", "fp16", "bf16", "int8", "int4", "fp8"),
+}
 _MXFP4_BLOCK = 32
-# Types and layouts that the contract names and does not define yet.
-_UNDEFINED = ("fp8", "cuda_v1")
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,12 @@ class WeightStorage:
                 label,
                 f"zero points belong to int4; weight_type is {kind}",
             )
+        packed = PACKED_TYPES.get(self.layout, (kind,))
+        require(
+            kind in packed,
+            label,
+            f"weight_layout {self.layout} has no form of {kind}; it has {', '.join(packed)}",
+        )
         columns = [matrix.columns for matrix in matrices]
         require(
             kind != "mxfp4" or all(count % _MXFP4_BLOCK == 0 for count in columns),
@@ -104,11 +115,9 @@ class WeightStorage:
             f"{self.weight_type} and {self.layout}",
         )
 
-    def shapes(self, num_experts: int, matrix: ExpertMatrix) -> dict[str, tuple[int, ...]] | None:
-        """Shape of each part of a matrix; None where the contract does not define it yet."""
-        if self.weight_type in _UNDEFINED or self.layout in _UNDEFINED:
-            return None
-        if self.layout == "cpu_v1":
+    def shapes(self, num_experts: int, matrix: ExpertMatrix) -> dict[str, tuple[int, ...]]:
+        """Shape of each part of a matrix."""
+        if self.layout != "row_major":
             return {"weight": (num_experts, self.packed_bytes(matrix))}
         columns, rows = matrix.columns, matrix.rows
         width = -(-columns // 2) if self.weight_type in ("int4", "mxfp4") else columns
@@ -119,7 +128,19 @@ class WeightStorage:
         return shapes
 
     def packed_bytes(self, matrix: ExpertMatrix) -> int:
-        """Bytes of one expert's matrix in the layout ``cpu_v1``."""
+        """Bytes of one expert's matrix in a packed layout.
+
+        Raises:
+            ValueError: the layout has no form of the type.
+        """
+        if self.layout == "cuda_v1":
+            return padded_rows_bytes(
+                self.weight_type,
+                matrix.rows,
+                matrix.columns,
+                block_size=self.block_size,
+                has_zero_point=self.has_zero_point,
+            )
         return packed_bytes(
             self.weight_type,
             matrix.rows,

@@ -1,4 +1,4 @@
-"""Give every expert node its weights in the layout that the CPU kernels read in place."""
+"""Give every expert node its weights in the layout that the kernels read in place."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from moe_export.lower.stored_weights import (
     stored_tensor,
 )
 from moe_export.ops.contract import check_model
+from moe_export.ops.record import WeightLayout
 from moe_export.ops.storage import ExpertMatrix, WeightStorage
+from moe_export.pack.padded_rows import pack_padded_rows
 from moe_export.pack.panels import pack_rows
 
 
-def pack_weights(model: ir.Model) -> ir.Model:
-    """A copy of a graph whose expert weights are in layout ``cpu_v1``, computed when written.
+def pack_weights(model: ir.Model, layout: WeightLayout = "cpu_v1") -> ir.Model:
+    """A copy of a graph whose expert weights are packed, computed when they are written.
 
     Args:
         model: Its expert weights are row-major or packed already.
+        layout: ``cpu_v1`` or ``cuda_v1``.
 
     Raises:
         ContractError: a node breaks the contract.
@@ -35,12 +38,12 @@ def pack_weights(model: ir.Model) -> ir.Model:
         if attributes.weight_layout != "row_major":
             continue
         tensors = {}
+        storage = dataclasses.replace(attributes.storage, layout=layout)
         for matrix in attributes.matrices:
             values = stored_parts(node, attributes, matrix)
             parts = {part: stored_tensor(value) for part, value in values.items()}
-            weight = pack_matrix(attributes.storage, matrix, parts, attributes.num_experts)
+            weight = pack_matrix(storage, matrix, parts, attributes.num_experts)
             tensors[matrix.prefix] = {"weight": weight}
-        storage = dataclasses.replace(attributes.storage, layout="cpu_v1")
         replacer.replace(node, attributes, storage, tensors)
     RemoveUnusedNodesPass()(packed)
     check_model(packed)
@@ -53,10 +56,10 @@ def pack_matrix(
     parts: dict[str, ir.TensorProtocol],
     num_experts: int,
 ) -> ExpertTensor:
-    """A matrix in layout ``cpu_v1``, ``[E, bytes]`` int8, packed one expert at a time.
+    """A packed matrix, ``[E, bytes]`` int8, packed one expert at a time.
 
     Args:
-        storage: How it is stored row-major.
+        storage: How it is to be stored; ``parts`` hold the same row-major.
         matrix: Its sizes.
         parts: Its tensors by part: ``weight``, ``scale`` and ``zero``.
         num_experts: E.
@@ -64,12 +67,10 @@ def pack_matrix(
     size = storage.packed_bytes(matrix)
 
     def read(expert: int) -> Array:
-        rows = {part: read_expert(tensor, expert) for part, tensor in parts.items()}
-        return pack_rows(
-            storage.weight_type,
-            **{part: np.ascontiguousarray(array) for part, array in rows.items()},
-            block_size=storage.block_size,
-            gated=matrix.gated,
-        )
+        rows = {p: np.ascontiguousarray(read_expert(t, expert)) for p, t in parts.items()}
+        kind, block = storage.weight_type, storage.block_size
+        if storage.layout == "cuda_v1":
+            return pack_padded_rows(kind, **rows, columns=matrix.columns, block_size=block)
+        return pack_rows(kind, **rows, block_size=block, gated=matrix.gated)
 
     return ExpertTensor(read, ir.DataType.INT8, (num_experts, size), None)

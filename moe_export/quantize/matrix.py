@@ -17,6 +17,7 @@ Array = NDArray[Any]
 Float = NDArray[np.float32]
 
 _INT8_LARGEST = 127
+_E4M3_LARGEST = 448
 
 
 def quantize_matrix(storage: WeightStorage, matrix: Float) -> dict[str, Array]:
@@ -45,6 +46,8 @@ def quantize_matrix(storage: WeightStorage, matrix: Float) -> dict[str, Array]:
         return {"weight": _rounded(matrix, np.float16, "bf16")}
     if kind == "int8":
         return quantize_int8(matrix)
+    if kind == "fp8":
+        return quantize_fp8(matrix)
     if kind == "int4":
         return quantize_int4(matrix, storage.block_size, zero_points=storage.has_zero_point)
     raise UsageError(f"no weights are rounded to {kind}")
@@ -65,6 +68,22 @@ def quantize_int8(matrix: Float) -> dict[str, Array]:
     steps = np.rint(matrix / scale[:, None])
     codes = np.clip(steps, -_INT8_LARGEST, _INT8_LARGEST).astype(np.int8)
     return {"weight": codes, "scale": scale}
+
+
+def quantize_fp8(matrix: Float) -> dict[str, Array]:
+    """Round every row to e4m3fn, ties to even, its largest weight to the largest code.
+
+    Args:
+        matrix: ``[N, K]``, finite.
+
+    Returns:
+        ``weight`` ``[N, K]`` int8 bytes of codes, and ``scale`` ``[N]`` float32.
+    """
+    largest = np.abs(matrix).max(axis=1)
+    scale = (largest / np.float32(_E4M3_LARGEST)).astype(np.float32)
+    scale = np.where(scale > 0, scale, np.float32(1))
+    steps = np.clip(matrix / scale[:, None], -_E4M3_LARGEST, _E4M3_LARGEST)
+    return {"weight": steps.astype(ml_dtypes.float8_e4m3fn).view(np.int8), "scale": scale}
 
 
 def _rounded(matrix: Float, dtype: type[np.generic], wider: str) -> Array:

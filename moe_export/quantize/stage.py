@@ -65,7 +65,7 @@ def quantize(
             matrix.prefix: _quantized(
                 _weight(node, attributes, matrix),
                 storage,
-                storage.shapes(attributes.num_experts, matrix) or {},
+                storage.shapes(attributes.num_experts, matrix),
             )
             for matrix in attributes.matrices
         }

@@ -232,13 +232,25 @@ def test_empty_input_is_refused(attributes, name):
 @pytest.mark.parametrize(
     ("attributes", "name"), [(op, name) for op in NODES.values() for name in op.input_names()]
 )
-@pytest.mark.parametrize("dtype", [ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.INT8])
+@pytest.mark.parametrize("dtype", [ir.DataType.DOUBLE, ir.DataType.UINT8, ir.DataType.INT8])
 def test_wrong_dtype_is_refused(attributes, name, dtype):
     model, node = make_model(attributes)
     node.inputs[attributes.input_names().index(name)].type = ir.TensorType(dtype)
     message = refusal(model)
     assert message.startswith(f"{attributes.prefix}_inputs: {name} must be ")
     assert dtype.name in message
+
+
+@pytest.mark.parametrize(
+    ("attributes", "name"), [(op, name) for op in NODES.values() for name in op.input_names()]
+)
+def test_only_activations_may_be_half_precision(attributes, name):
+    model, node = make_model(attributes)
+    node.inputs[attributes.input_names().index(name)].type = ir.TensorType(ir.DataType.FLOAT16)
+    if name in ("logits", "x", "rows"):
+        check_model(model)
+    else:
+        assert refusal(model).startswith(f"{attributes.prefix}_inputs: {name} must be ")
 
 
 @pytest.mark.parametrize(

@@ -348,7 +348,7 @@ def test_attributes_decide_the_optional_inputs(values, names):
         GroupedMatMul(
             **MATMUL_SIZES,
             has_bias=True,
-            weight_type="fp8",
+            weight_type="int4",
             block_size=128,
             has_zero_point=True,
             weight_layout="cuda_v1",

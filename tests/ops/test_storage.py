@@ -12,11 +12,12 @@ import pytest
 from moe_export.errors import ContractError
 from moe_export.ops import reference, reference_rows, torch_ops
 from moe_export.ops.contract import check_model
-from moe_export.ops.dequantize import E2M1_VALUES, dequantize
+from moe_export.ops.dequantize import E2M1_VALUES, E4M3_VALUES, dequantize
+from moe_export.ops.padded_rows import padded_rows_bytes
 from moe_export.ops.panels import packed_bytes
 from moe_export.ops.portable import function_body
 from moe_export.ops.spec import DOMAIN, GroupedExperts, GroupedMatMul
-from moe_export.ops.storage import ExpertMatrix, WeightStorage
+from moe_export.ops.storage import PACKED_TYPES, ExpertMatrix, WeightStorage
 
 INT4 = {"weight_type": "int4", "block_size": 32}
 ZEROS = INT4 | {"has_zero_point": True}
@@ -35,16 +36,20 @@ def rng():
         ({"weight_type": "int8"}, {"weight": (3, 5, 33), "scale": (3, 5)}),
         (INT4, {"weight": (3, 5, 17), "scale": (3, 5, 2)}),
         (ZEROS, {"weight": (3, 5, 17), "scale": (3, 5, 2), "zero": (3, 5, 2)}),
+        ({"weight_type": "fp8"}, {"weight": (3, 5, 33), "scale": (3, 5)}),
         ({"weight_type": "int8", "layout": "cpu_v1"}, {"weight": (3, 128 + 64 * 32)}),
+        ({"weight_type": "int8", "layout": "cuda_v1"}, {"weight": (3, 384)}),
     ],
 )
 def test_shapes_of_a_stored_matrix(values, shapes):
     assert WeightStorage(**values).shapes(3, ExpertMatrix("up_", 5, 33)) == shapes
 
 
-def test_storage_that_is_not_defined_has_no_shapes():
-    assert WeightStorage("fp8").shapes(1, ExpertMatrix("", 2, 3)) is None
-    assert WeightStorage("fp32", layout="cuda_v1").shapes(1, ExpertMatrix("", 2, 3)) is None
+@pytest.mark.parametrize(("kind", "layout"), [("fp8", "cpu_v1"), ("mxfp4", "cuda_v1")])
+def test_a_layout_refuses_a_type_that_it_has_no_form_of(kind, layout):
+    block = 32 if kind == "mxfp4" else 0
+    with pytest.raises(ContractError, match=f"experts_c9: weight_layout {layout} has no form of"):
+        GroupedExperts(**SIZES, weight_type=kind, block_size=block, weight_layout=layout)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +74,39 @@ def test_packed_bytes(kind, rows, columns, options, expected):
 def test_fp8_has_no_packed_size():
     with pytest.raises(ValueError, match="fp8 has no packed form"):
         packed_bytes("fp8", 32, 64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "columns", "options", "expected"),
+    [
+        ("fp32", 1, 1, {}, 64 * 4),
+        ("bf16", 3, 65, {}, 3 * 128 * 2),
+        ("fp16", 1, 64, {}, 128),
+        ("int8", 32, 64, {}, 32 * 64 + 32 * 4),
+        ("fp8", 1, 64, {}, 128),
+        ("int4", 32, 64, {"block_size": 32}, 32 * 32 + 2 * 32 * 4),
+        ("int4", 32, 65, {"block_size": 32}, 32 * 64 + 4 * 32 * 4),
+        ("int4", 32, 65, {"block_size": 128}, 32 * 64 + 32 * 4),
+        ("int4", 32, 64, {"block_size": 64, "has_zero_point": True}, 1024 + 128 + 128),
+    ],
+)
+def test_padded_rows_bytes(kind, rows, columns, options, expected):
+    assert padded_rows_bytes(kind, rows, columns, **options) == expected
+
+
+def test_mxfp4_has_no_padded_rows():
+    with pytest.raises(ValueError, match="mxfp4 has no form in cuda_v1"):
+        padded_rows_bytes("mxfp4", 32, 64, block_size=32)
+
+
+def test_fp8_codes_are_those_of_e4m3fn():
+    codes = np.arange(256, dtype=np.uint8)
+    expected = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    np.testing.assert_array_equal(E4M3_VALUES, expected)
+    parts = {"weight": np.uint8([[0x7E, 0x80]]).view(np.int8), "scale": np.float32([0.5])}
+    found = dequantize(WeightStorage("fp8"), parts, 2)
+    assert found.tolist() == [[224, 0]]
+    assert np.signbit(found[0, 1])
 
 
 def test_narrow_floats_stand_for_themselves():
@@ -116,7 +154,7 @@ def test_mxfp4_is_a_power_of_two_times_e2m1():
     assert E2M1_VALUES[:8].tolist() == [0, 0.5, 1, 1.5, 2, 3, 4, 6]
 
 
-@pytest.mark.parametrize("values", [{"weight_type": "fp8"}, {"layout": "cpu_v1"}])
+@pytest.mark.parametrize("values", [{"layout": "cuda_v1"}, {"layout": "cpu_v1"}])
 def test_storage_without_rows_is_refused(values):
     with pytest.raises(ContractError, match="no meaning row by row"):
         dequantize(WeightStorage(**values), {"weight": np.zeros((1, 1), np.int8)}, 1)
@@ -201,10 +239,12 @@ def one_node_model(attributes, dtypes):
     return ir.Model(ir.Graph(values, node.outputs, nodes=[node], name="g"), ir_version=10)
 
 
-def right_dtypes(attributes):
+def right_dtypes(attributes, x=ir.DataType.FLOAT):
     def dtype(name):
         if name == "expert_ids":
             return ir.DataType.INT32
+        if name == "x":
+            return x
         if name.endswith("weight") and name.startswith(("up", "down")):
             packed = attributes.weight_layout != "row_major"
             byte = ir.DataType.INT8
@@ -217,11 +257,13 @@ def right_dtypes(attributes):
     return dtype
 
 
-@pytest.mark.parametrize("layout", ["row_major", "cpu_v1"])
+@pytest.mark.parametrize("layout", ["row_major", "cpu_v1", "cuda_v1"])
 @pytest.mark.parametrize(
-    "values", [*({"weight_type": k} for k in (*DTYPES, "int8")), INT4, ZEROS, MXFP4]
+    "values", [*({"weight_type": k} for k in (*DTYPES, "int8", "fp8")), INT4, ZEROS, MXFP4]
 )
 def test_graph_check_knows_the_types_and_shapes_of_every_storage(values, layout):
+    if values["weight_type"] not in PACKED_TYPES.get(layout, values["weight_type"]):
+        pytest.skip(f"{layout} has no form of {values['weight_type']}")
     attributes = GroupedExperts(**SIZES, **values, weight_layout=layout)
     right = right_dtypes(attributes)
     check_model(one_node_model(attributes, right))
@@ -231,6 +273,19 @@ def test_graph_check_knows_the_types_and_shapes_of_every_storage(values, layout)
             return ir.DataType.DOUBLE if name == wrong else right(name)
 
         with pytest.raises(ContractError, match=f"experts_inputs: {wrong} must be .*node"):
+            check_model(one_node_model(attributes, dtypes))
+
+
+@pytest.mark.parametrize("x", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
+def test_graph_check_takes_tokens_in_half_precision(x):
+    attributes = GroupedExperts(**SIZES, weight_type="int8", has_bias=True, weight_layout="cuda_v1")
+    check_model(one_node_model(attributes, right_dtypes(attributes, x)))
+    for name in ("expert_weights", "up_bias"):
+
+        def dtypes(other, name=name):
+            return x if other == name else right_dtypes(attributes, x)(other)
+
+        with pytest.raises(ContractError, match=f"experts_inputs: {name} must be float"):
             check_model(one_node_model(attributes, dtypes))
 
 

@@ -17,7 +17,7 @@ from moe_export.quantize.matrix import quantize_int8, quantize_matrix, stores_ex
 from moe_export.quantize.mxfp4 import MXFP4, encode_mxfp4
 
 INT4 = [WeightStorage("int4", block, zero) for block in (32, 64, 128) for zero in (False, True)]
-ROUNDED = [*(WeightStorage(kind) for kind in ("fp16", "bf16", "int8")), *INT4]
+ROUNDED = [*(WeightStorage(kind) for kind in ("fp16", "bf16", "int8", "fp8")), *INT4]
 
 
 @pytest.fixture
@@ -55,6 +55,7 @@ def test_parts_have_the_contracts_shapes_and_codes(rng, storage, columns):
         (WeightStorage("fp16"), 2.5e-4),
         (WeightStorage("bf16"), 2e-3),
         (WeightStorage("int8"), 8e-3),
+        (WeightStorage("fp8"), 0.027),
         (WeightStorage("int4", 32), 0.083),
         (WeightStorage("int4", 64), 0.092),
         (WeightStorage("int4", 128), 0.099),

@@ -1,12 +1,9 @@
 #pragma once
-#include <cmath>
-#include <iterator>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "errors.h"
-#include "spec/contract.h"
+#include "spec/attribute_values.h"
 
 namespace moe_export::ort {
 
@@ -24,32 +21,17 @@ class AttributeReader {
   void operator()(const char* name, bool& value) const {
     int64_t number = 0;
     (*this)(name, number);
-    require(number == 0 || number == 1, label_,
-            [&] { return std::string(name) + " must be 0 or 1; found " + std::to_string(number); });
-    value = number == 1;
+    value = parse_flag(label_, name, number);
   }
 
   void operator()(const char* name, float& value) const {
     found(name, "float", KernelInfoGetAttribute_float(api_, info_, name, &value));
-    require(std::isfinite(value), label_, [&] {
-      return std::string(name) + " must be a finite float; found " + std::to_string(value);
-    });
+    check_finite(label_, name, value);
   }
 
   template <class Enum>
   void operator()(const char* name, Enum& value) const {
-    const std::string text = read_string(name);
-    std::string choices;
-    int32_t index = 0;
-    for (const std::string_view choice : EnumNames<Enum>::kValues) {
-      if (text == choice) {
-        value = static_cast<Enum>(index);
-        return;
-      }
-      choices.append(index++ > 0 ? ", " : "").append(choice);
-    }
-    throw ContractError(label_ + ": " + name + " must be one of " + choices + "; found '" + text +
-                        "'");
+    value = parse_choice<Enum>(label_, name, read_string(name));
   }
 
  private:

@@ -4,20 +4,9 @@
 #include <string>
 
 #include "ort_api.h"
+#include "spec/errors.h"
 
 namespace moe_export::ort {
-
-/// A node or tensor breaks the op contract; the text starts with the constraint's label.
-class ContractError : public std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-/// Throws `ContractError` unless `condition` holds.
-/// @param message called for the text after the label, only when it is needed.
-template <class Message>
-void require(bool condition, const std::string& label, Message&& message) {
-  if (!condition) throw ContractError(label + ": " + message());
-}
 
 /// Throws what a call into the runtime reports, and releases it.
 inline void check(const OrtApi* api, OrtStatus* status) {

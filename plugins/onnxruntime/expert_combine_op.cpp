@@ -1,10 +1,10 @@
 #include "expert_combine_op.h"
 
-#include "attribute_checks.h"
 #include "attribute_reader.h"
 #include "expert_combine.h"
 #include "kernel_io.h"
 #include "shape_inference.h"
+#include "spec/attribute_checks.h"
 
 namespace moe_export::ort {
 
@@ -28,27 +28,18 @@ void check_row_map(const TensorView& row_map, int64_t num_rows) {
 ExpertCombineKernel::ExpertCombineKernel(const OrtApi* api, const OrtKernelInfo* info)
     : api_(api), isa_(cpu::choose_isa()) {
   attributes_.visit(AttributeReader(api, info, "combine_attributes"));
-  check_minimum("combine_c5", "hidden_size", attributes_.hidden_size, 1);
-  check_input_count(api, info, "combine_inputs", {"rows", "row_map", "expert_weights"});
+  check_attributes(attributes_);
+  check_input_count(api, info, "combine_inputs", input_names(attributes_));
 }
 
 void ExpertCombineKernel::compute(OrtKernelContext* context) const {
   const int64_t width = attributes_.hidden_size;
   const std::string inputs = "combine_inputs";
   const KernelIo io(api_, context);
-  const TensorView rows = io.input(0, inputs, "rows", {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT});
-  require(rows.shape.size() == 2 && rows.shape[1] == width, "combine_c1", [&] {
-    return "rows must be [M, N = " + to_string(width) + "]; found " + to_string(rows.shape);
-  });
+  const TensorView rows = io.floats(0, inputs, "rows");
   const TensorView row_map = io.input(1, inputs, "row_map", {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32});
-  require(row_map.shape.size() == 2 && row_map.shape[1] >= 1, "combine_c2",
-          [&] { return "row_map must be [T, K]; found " + to_string(row_map.shape); });
-  const TensorView weights =
-      io.input(2, inputs, "expert_weights", {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT});
-  require(weights.shape == row_map.shape, "combine_c3", [&] {
-    return "expert_weights must have row_map's shape " + to_string(row_map.shape) + "; found " +
-           to_string(weights.shape);
-  });
+  const TensorView weights = io.floats(2, inputs, "expert_weights");
+  check_shapes(attributes_, {rows.shape, row_map.shape, weights.shape});
   check_row_map(row_map, rows.shape[0]);
   const int64_t num_tokens = row_map.shape[0];
   SessionThreadPool pool(api_, context);

@@ -2,27 +2,28 @@
 
 #include <limits>
 
-#include "attribute_checks.h"
 #include "attribute_reader.h"
 #include "expert_dispatch.h"
-#include "routed_tokens.h"
+#include "kernel_io.h"
 #include "shape_inference.h"
+#include "spec/attribute_checks.h"
 
 namespace moe_export::ort {
 
 ExpertDispatchKernel::ExpertDispatchKernel(const OrtApi* api, const OrtKernelInfo* info)
     : api_(api) {
   attributes_.visit(AttributeReader(api, info, "dispatch_attributes"));
-  check_minimum("dispatch_c3", "num_experts", attributes_.num_experts, 1);
-  check_minimum("dispatch_c3", "hidden_size", attributes_.hidden_size, 1);
-  check_minimum("dispatch_c3", "first_expert", attributes_.first_expert, 0);
-  check_input_count(api, info, "dispatch_inputs", {"x", "expert_ids"});
+  check_attributes(attributes_);
+  check_input_count(api, info, "dispatch_inputs", input_names(attributes_));
 }
 
 void ExpertDispatchKernel::compute(OrtKernelContext* context) const {
   const KernelIo io(api_, context);
-  const RoutedTokens routed = read_routed_tokens(io, "dispatch", attributes_.hidden_size);
-  const int64_t num_slots = routed.num_tokens() * routed.top_k();
+  const TensorView x = io.floats(0, "dispatch_inputs", "x");
+  const TensorView ids = io.expert_ids(1, "dispatch_inputs");
+  check_shapes(attributes_, {x.shape, ids.shape});
+  const int64_t num_tokens = ids.shape[0], top_k = ids.shape[1];
+  const int64_t num_slots = num_tokens * top_k;
   constexpr int64_t kMaxRows = std::numeric_limits<int32_t>::max();
   require(num_slots <= kMaxRows, "dispatch_c4", [&] {
     return "expert_ids has " + std::to_string(num_slots) + " slots; row_map numbers at most " +
@@ -31,10 +32,9 @@ void ExpertDispatchKernel::compute(OrtKernelContext* context) const {
   SessionThreadPool pool(api_, context);
   cpu::expert_dispatch(
       attributes_,
-      {routed.num_tokens(), routed.top_k(), routed.x.floats(), routed.ids,
-       io.output<float>(0, {num_slots, attributes_.hidden_size}),
-       io.output<int32_t>(1, routed.ids_shape), io.output<int32_t>(2, {attributes_.num_experts}),
-       io.output<int32_t>(3, {num_slots})},
+      {num_tokens, top_k, x.floats(), ids.ids(),
+       io.output<float>(0, {num_slots, attributes_.hidden_size}), io.output<int32_t>(1, ids.shape),
+       io.output<int32_t>(2, {attributes_.num_experts}), io.output<int32_t>(3, {num_slots})},
       pool);
 }
 

@@ -24,8 +24,6 @@ class GroupedExpertsKernel {
   static void infer_shapes(const OrtApi* api, OrtShapeInferContext* context);
 
  private:
-  void check_attributes() const;
-
   const OrtApi* api_;
   cpu::Isa isa_;
   GroupedExpertsAttributes attributes_;

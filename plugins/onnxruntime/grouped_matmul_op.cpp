@@ -1,11 +1,11 @@
 #include "grouped_matmul_op.h"
 
 #include "aligned_memory.h"
-#include "attribute_checks.h"
 #include "attribute_reader.h"
 #include "grouped_matmul.h"
 #include "kernel_io.h"
 #include "shape_inference.h"
+#include "stored_weights.h"
 
 namespace moe_export::ort {
 
@@ -31,38 +31,28 @@ GroupedMatMulKernel::GroupedMatMulKernel(const OrtApi* api, const OrtKernelInfo*
     : api_(api), isa_(cpu::choose_isa()) {
   const auto& a = attributes_;
   attributes_.visit(AttributeReader(api, info, "matmul_attributes"));
-  check_stored_weights(a, {a.in_features}, "matmul_c2", "matmul_c6");
-  check_minimum("matmul_c5", "num_experts", a.num_experts, 1);
-  check_minimum("matmul_c5", "in_features", a.in_features, 1);
-  check_minimum("matmul_c5", "out_features", a.out_features, 1);
-  std::vector<std::string> names = {"rows", "weight", "group_ends"};
-  if (a.has_bias) names.push_back("bias");
-  check_input_count(api, info, "matmul_inputs", names);
+  check_attributes(a);
+  check_stored_weights(a, "matmul_c2");
+  check_input_count(api, info, "matmul_inputs", input_names(a));
 }
 
 void GroupedMatMulKernel::compute(OrtKernelContext* context) const {
   const auto& a = attributes_;
   const std::string inputs = "matmul_inputs";
+  const int64_t packed_bytes = cpu::packed_matrix_bytes(a);
   const KernelIo io(api_, context);
-  const TensorView rows = io.input(0, inputs, "rows", {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT});
-  require(rows.shape.size() == 2 && rows.shape[1] == a.in_features, "matmul_c1", [&] {
-    return "rows must be [M, in_features = " + to_string(a.in_features) + "]; found " +
-           to_string(rows.shape);
-  });
-  const TensorView weight =
-      io.weights(1, inputs, "matmul_c2", "weight", {a.num_experts, a.out_features, a.in_features},
-                 cpu::packed_matrix_bytes(a));
+  const TensorView rows = io.floats(0, inputs, "rows");
+  const TensorView weight = io.weights(1, inputs, "weight", packed_bytes);
   const TensorView ends = io.input(2, inputs, "group_ends", {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32});
-  require(ends.shape == Shape{a.num_experts}, "matmul_c3", [&] {
-    return "group_ends must be [E = " + to_string(a.num_experts) + "]; found " +
-           to_string(ends.shape);
-  });
-  const int64_t num_rows = rows.shape[0];
-  check_group_ends(ends, num_rows);
+  std::vector<Shape> shapes = {rows.shape, weight.shape, ends.shape};
   TensorView bias;
   if (a.has_bias) {
-    bias = io.floats(3, inputs, "matmul_c4", "bias", {a.num_experts, a.out_features});
+    bias = io.floats(3, inputs, "bias");
+    shapes.push_back(bias.shape);
   }
+  check_shapes(a, shapes, packed_bytes);
+  const int64_t num_rows = rows.shape[0];
+  check_group_ends(ends, num_rows);
   const int64_t num_used_rows = ends.int32s()[a.num_experts - 1];
   const cpu::AlignedMemory workspace(cpu::grouped_matmul_workspace_bytes(a, isa_, num_used_rows));
   SessionThreadPool pool(api_, context);

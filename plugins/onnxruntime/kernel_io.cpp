@@ -17,14 +17,6 @@ std::string type_name(ONNXTensorElementDataType type) {
 
 }  // namespace
 
-std::string to_string(const Shape& shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) {
-    text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
-  }
-  return text + "]";
-}
-
 TensorView KernelIo::input(size_t index, const std::string& label, const std::string& name,
                            const std::vector<ONNXTensorElementDataType>& types_allowed) const {
   const OrtValue* value = nullptr;
@@ -52,27 +44,19 @@ TensorView KernelIo::input(size_t index, const std::string& label, const std::st
   return view;
 }
 
-TensorView KernelIo::floats(size_t index, const std::string& inputs, const std::string& label,
-                            const std::string& name, const Shape& expected) const {
-  return shaped(index, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, inputs, label, name, expected);
+TensorView KernelIo::floats(size_t index, const std::string& label, const std::string& name) const {
+  return input(index, label, name, {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT});
 }
 
-TensorView KernelIo::weights(size_t index, const std::string& inputs, const std::string& label,
-                             const std::string& name, const Shape& row_major,
+TensorView KernelIo::expert_ids(size_t index, const std::string& label) const {
+  return input(index, label, "expert_ids",
+               {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64});
+}
+
+TensorView KernelIo::weights(size_t index, const std::string& label, const std::string& name,
                              int64_t packed_bytes) const {
-  if (packed_bytes == 0) return floats(index, inputs, label, name, row_major);
-  return shaped(index, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, inputs, label, name,
-                {row_major[0], packed_bytes});
-}
-
-TensorView KernelIo::shaped(size_t index, ONNXTensorElementDataType type, const std::string& inputs,
-                            const std::string& label, const std::string& name,
-                            const Shape& expected) const {
-  const TensorView view = input(index, inputs, name, {type});
-  require(view.shape == expected, label, [&] {
-    return name + " must be " + to_string(expected) + "; found " + to_string(view.shape);
-  });
-  return view;
+  if (packed_bytes == 0) return floats(index, label, name);
+  return input(index, label, name, {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8});
 }
 
 void* KernelIo::allocate_output(size_t index, const Shape& shape) const {
@@ -107,11 +91,7 @@ void check_input_count(const OrtApi* api, const OrtKernelInfo* info, const std::
                        const std::vector<std::string>& names) {
   size_t count = 0;
   check(api, KernelInfo_GetInputCount(api, info, &count));
-  require(count == names.size(), label, [&] {
-    std::string list;
-    for (const std::string& name : names) list += (list.empty() ? "" : ", ") + name;
-    return "the node takes " + list + " without gaps; found " + std::to_string(count) + " inputs";
-  });
+  moe_export::check_input_count(label, names, count);
 }
 
 }  // namespace moe_export::ort

@@ -5,14 +5,11 @@
 #include <vector>
 
 #include "errors.h"
+#include "expert_plan.h"
 #include "parallel.h"
+#include "spec/input_checks.h"
 
 namespace moe_export::ort {
-
-using Shape = std::vector<int64_t>;
-
-/// "[3, 32]".
-std::string to_string(const Shape& shape);
 
 /// A tensor that the runtime owns.
 struct TensorView {
@@ -22,6 +19,7 @@ struct TensorView {
 
   const float* floats() const { return static_cast<const float*>(data); }
   const int32_t* int32s() const { return static_cast<const int32_t*>(data); }
+  cpu::ExpertIds ids() const { return {data, type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64}; }
 };
 
 /// Inputs and outputs of one call of a kernel, with messages in the contract's terms.
@@ -35,18 +33,16 @@ class KernelIo {
   TensorView input(size_t index, const std::string& label, const std::string& name,
                    const std::vector<ONNXTensorElementDataType>& types_allowed) const;
 
-  /// Input `index`, which must be float32 of the shape `expected`.
-  /// @param inputs the label of a wrong type.
-  /// @param label  the label of a wrong shape.
-  /// @throws ContractError the input is left out, or has another type or shape.
-  TensorView floats(size_t index, const std::string& inputs, const std::string& label,
-                    const std::string& name, const Shape& expected) const;
+  /// Input `index`, float32.
+  TensorView floats(size_t index, const std::string& label, const std::string& name) const;
 
-  /// Input `index`, weights of E experts: float32 of the shape `row_major`, or packed.
-  /// @param packed_bytes bytes of one expert's panels, 0 where weights are row-major.
-  /// @throws ContractError the input is left out, or has another type or shape.
-  TensorView weights(size_t index, const std::string& inputs, const std::string& label,
-                     const std::string& name, const Shape& row_major, int64_t packed_bytes) const;
+  /// Input `index`, the experts that tokens chose: int32 or int64.
+  TensorView expert_ids(size_t index, const std::string& label) const;
+
+  /// Input `index`, weights of experts: float32, or bytes where they are packed.
+  /// @param packed_bytes of one expert, 0 where weights are row-major.
+  TensorView weights(size_t index, const std::string& label, const std::string& name,
+                     int64_t packed_bytes) const;
 
   /// Data of output `index`, allocated with `shape`.
   template <class T>
@@ -55,9 +51,6 @@ class KernelIo {
   }
 
  private:
-  TensorView shaped(size_t index, ONNXTensorElementDataType type, const std::string& inputs,
-                    const std::string& label, const std::string& name, const Shape& expected) const;
-
   void* allocate_output(size_t index, const Shape& shape) const;
 
   const OrtApi* api_;

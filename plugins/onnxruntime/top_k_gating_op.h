@@ -24,9 +24,6 @@ class TopKGatingKernel {
   static void infer_shapes(const OrtApi* api, OrtShapeInferContext* context);
 
  private:
-  void check_attributes() const;
-  void check_experts(int64_t num_experts) const;
-
   const OrtApi* api_;
   cpu::Isa isa_;
   TopKGatingAttributes attributes_;

@@ -27,7 +27,7 @@ size_t expert_dispatch_workspace_bytes(const ExpertDispatchAttributes& attribute
                                        int64_t num_slots);
 
 /// Loads what `expert_dispatch` launches.
-void prepare_expert_dispatch(ElementType element);
+void prepare_expert_dispatch(const ExpertDispatchAttributes& attributes, ElementType element);
 
 /// Sorts the slots by expert.
 /// @param workspace `expert_dispatch_workspace_bytes`, aligned to 256 bytes.

@@ -22,6 +22,7 @@ struct Kernel {
   std::string name;
   uint32_t threads;       ///< of a block, where the kernel fixes it; else 0
   uint32_t shared_bytes;  ///< of a block, where the kernel fixes it; else 0
+  uint32_t outputs;       ///< rows of the weight per block, of a matrix product; else 0
   void* function;         ///< the seam's own
 };
 

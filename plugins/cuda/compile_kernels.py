@@ -2,8 +2,9 @@
 
     python compile_kernels.py --targets 80,90 --nvcc nvcc --ptxas ptxas -o DIR
 
-DIR/images.S embeds the machine code, DIR/catalogue.inc is the table of kernels that
-kernel_catalogue.cpp includes, and DIR/images/ holds machine code and PTX.
+DIR/images.S embeds machine code and PTX, DIR/catalogue.inc is the table of kernels that
+kernel_catalogue.cpp includes, DIR/images/ holds what is embedded, and DIR/ptx/ every kernel's PTX,
+which the tests run.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from triton_kernels.compile import CompiledKernel, compile_variant, write_whole  # noqa: E402
+from triton_kernels.compile import CompiledKernel, compile_variant, read_resources, write_whole  # noqa: E402
 from triton_kernels.variants import TARGETS, list_variants  # noqa: E402
 
 BASE = 80
@@ -93,10 +94,12 @@ def compile_cuda(nvcc: Path, targets: list[int], cache: Path) -> list[Image]:
             part.replace(path)
         images.append((path, target))
     names = re.findall(r"\.entry (\w+)", images[0][0].read_text())
-    return [
-        Image(path, target, tuple(CompiledKernel(name, name, target, 0, 0, 0) for name in names))
-        for path, target in images
-    ]
+    result = []
+    for path, target in images:
+        taken = read_resources(path.read_bytes()) if target else dict.fromkeys(names, (0, 0))
+        kernels = (CompiledKernel(name, name, target, 0, 0, 0, *taken[name]) for name in names)
+        result.append(Image(path, target, tuple(kernels)))
+    return result
 
 
 def compile_triton(targets: list[int], cache: Path, jobs: int) -> list[Image]:
@@ -134,12 +137,32 @@ def write_output(images: list[Image], output: Path) -> None:
             f"{kernel.shared_bytes}, {kernel.outputs}, {symbol}}},"
             for kernel in image.kernels
         ]
+    ptx = output / "ptx"
+    shutil.rmtree(ptx, ignore_errors=True)
+    ptx.mkdir()
+    for image in images:
+        if image.target and len(image.kernels) == 1:
+            name = f"{image.kernels[0].name}_sm{image.target}.ptx"
+            shutil.copyfile(image.path.with_suffix(".ptx"), ptx / name)
+    shutil.copyfile(folder / "kernels.ptx", ptx / "kernels.ptx")
+    write_table([kernel for image in images if image.target for kernel in image.kernels], output)
     table = [*declarations, "const CatalogueEntry kCatalogue[] = {", *rows, "};"]
     write_whole(
         output / "images.S",
         "\n".join([*assembly, '.section .note.GNU-stack,"",@progbits', ""]).encode(),
     )
     write_whole(output / "catalogue.inc", "\n".join([*table, ""]).encode())
+
+
+def write_table(kernels: list[CompiledKernel], output: Path) -> None:
+    """Write kernels.csv, a line per kernel and target."""
+    lines = ["name,target,threads,shared_bytes,outputs,registers,stack_bytes"]
+    for kernel in sorted(kernels, key=lambda kernel: (kernel.name, kernel.target)):
+        lines.append(
+            f"{kernel.name},{kernel.target},{kernel.threads},{kernel.shared_bytes},"
+            f"{kernel.outputs},{kernel.registers},{kernel.stack_bytes}"
+        )
+    write_whole(output / "kernels.csv", "\n".join([*lines, ""]).encode())
 
 
 if __name__ == "__main__":

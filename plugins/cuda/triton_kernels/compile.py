@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import tempfile
 from dataclasses import asdict, dataclass
@@ -38,6 +39,8 @@ class CompiledKernel:
         threads: Of a block.
         shared_bytes: Dynamic shared memory of a block.
         outputs: Rows of the weight that a block multiplies with.
+        registers: Of a thread.
+        stack_bytes: Of a thread; anything but 0 is slow.
     """
 
     name: str
@@ -46,6 +49,8 @@ class CompiledKernel:
     threads: int
     shared_bytes: int
     outputs: int
+    registers: int = 0
+    stack_bytes: int = 0
 
 
 def signature(variant: Variant) -> dict[str, str]:
@@ -127,14 +132,35 @@ def _compile(variant: Variant, target: int) -> tuple[CompiledKernel, bytes, str]
     options = {"num_warps": cut.warps, "num_stages": cut.stages}
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"TRITON_CACHE_DIR": folder, "TRITON_DISABLE_LINE_INFO": "1"}
+        os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
         compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     metadata = compiled.metadata
     if metadata.global_scratch_size or metadata.profile_scratch_size:
         raise RuntimeError(f"{variant.name} for SM{target} wants scratch memory of the launcher")
     kernel = CompiledKernel(
-        variant.name, metadata.name, target, 32 * metadata.num_warps, metadata.shared, cut.outputs
+        variant.name,
+        metadata.name,
+        target,
+        32 * metadata.num_warps,
+        metadata.shared,
+        cut.outputs,
+        *read_resources(compiled.asm["cubin"])[metadata.name],
     )
     return kernel, compiled.asm["cubin"], compiled.asm["ptx"]
+
+
+def read_resources(cubin: bytes) -> dict[str, tuple[int, int]]:
+    """Registers and bytes of stack that a thread of each kernel takes."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [tool, "-res-usage", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+)", text)
+    return {name: (int(registers), int(stack)) for name, registers, stack in found}
 
 
 def assembler_version() -> str:

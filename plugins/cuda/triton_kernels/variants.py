@@ -71,7 +71,9 @@ class Schedule:
 def schedule(variant: Variant, target: int) -> Schedule:
     """The schedule, chosen for registers and shared memory: no GPU has timed it."""
     if variant.element == "fp32":
-        return Schedule(outputs=32, warps=4, stages=2)
+        big = variant.rows == 64
+        outputs = 16 if big and variant.gated else 32
+        return Schedule(outputs=outputs, warps=8 if big else 4, stages=2)
     if variant.rows == 16:
         return Schedule(outputs=32 if variant.gated else 64, warps=4, stages=4)
     big = variant.rows == 128
@@ -79,5 +81,6 @@ def schedule(variant: Variant, target: int) -> Schedule:
     if variant.weight != variant.element:
         # Decoding fills registers; with wide products the decoded weights go through memory.
         narrow = variant.gated and not wide_products
-        return Schedule(outputs=32 if narrow else 64, warps=8 if big else 4, stages=3)
+        many = big or (variant.weight == "int4" and variant.gated and wide_products)
+        return Schedule(outputs=32 if narrow else 64, warps=8 if many else 4, stages=3)
     return Schedule(outputs=128 if big and wide_products else 64, warps=8 if big else 4, stages=3)

@@ -21,9 +21,9 @@ STORAGES = [
 
 
 @st.composite
-def layers(draw):
+def layers(draw, storages=tuple(STORAGES)):
     """Attributes of a row-major layer, and its inputs by name."""
-    weight_type, block, zero = draw(st.sampled_from(STORAGES))
+    weight_type, block, zero = draw(st.sampled_from(storages))
     unit = 32 if weight_type == "mxfp4" else 1
     width = st.integers(1, 150 // unit).map(lambda n: n * unit)
     gated = draw(st.booleans())
@@ -79,9 +79,13 @@ def _stored(rng, attributes, rows, columns):
     if kind in ("fp32", "fp16", "bf16"):
         dtype = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}[kind]
         return {"weight": (rng.standard_normal(shape) * size).astype(dtype)}
-    if kind == "int8":
+    if kind in ("int8", "fp8"):
         scale = rng.uniform(size / 128, size / 32, shape[:2]).astype(np.float32)
-        return {"weight": rng.integers(-127, 128, shape).astype(np.int8), "scale": scale}
+        codes = rng.integers(-127, 128, shape).astype(np.int8)
+        if kind == "fp8":  # the two codes that are no number
+            codes[codes == -1], codes[codes == 127] = -2, 126
+            scale /= 8
+        return {"weight": codes, "scale": scale}
     packed = rng.integers(-128, 128, (*shape[:2], -(-columns // 2))).astype(np.int8)
     blocks = (*shape[:2], -(-columns // attributes.block_size))
     if kind == "mxfp4":

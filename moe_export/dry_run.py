@@ -7,17 +7,17 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from moe_export.capture.precision import source_dtype
 from moe_export.capture.stage import capture
 from moe_export.errors import ContractError, UnsupportedModelError
 from moe_export.estimate import Estimate, estimate_build
 from moe_export.lower.stage import LoweredModel, lower
 from moe_export.optimize.stage import optimize
-from moe_export.pipeline import recognize_layers
+from moe_export.pipeline import find_library, recognize_layers
 from moe_export.plan import BuildPlan
 from moe_export.progress import Progress
 from moe_export.recognize.stage import Recognition
 from moe_export.refusals import explain_refusal
-from moe_export.runners.library import ort_library_path
 from moe_export.sources.file_backed import weights_in_files
 from moe_export.sources.model import LoadedModel
 from moe_export.sources.source import load_source
@@ -84,7 +84,8 @@ def dry_run_source(source: str, plan: BuildPlan, progress: Progress) -> DryRun:
 def _export(
     loaded: LoadedModel, found: Recognition, plan: BuildPlan, progress: Progress, began: float
 ) -> DryRun:
-    library = ort_library_path() if plan.target == "cpu" else None
+    plan = plan.with_dtype(source_dtype(loaded))
+    library = find_library(plan)
     try:
         lowered = _lower(loaded, found, plan, progress)
     except (UnsupportedModelError, ContractError) as error:
@@ -102,7 +103,7 @@ def _lower(
     progress.stage("capture")
     captured = capture(loaded, found.blocks, plan, progress)
     progress.stage("lower")
-    lowered = lower(captured)
+    lowered = lower(captured, plan.dtype or "fp32")
     progress.stage("optimize")
     return optimize(lowered, plan, progress)
 

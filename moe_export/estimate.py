@@ -26,7 +26,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moe_export.lower.stage import LoweredModel
-from moe_export.pack.model_file import INLINE_BYTES, PAGE_BYTES
+from moe_export.pack.model_file import INLINE_BYTES, PACKED_LAYOUTS, PAGE_BYTES
 from moe_export.pack.packed_weights import pack_weights
 from moe_export.plan import BuildPlan
 from moe_export.progress import SilentProgress, peak_memory
@@ -116,8 +116,8 @@ def estimate_build(
 def _tensor_bytes(lowered: LoweredModel, plan: BuildPlan) -> int:
     """Bytes of every stored tensor as the plan has it written, each on a page of its own."""
     graph = quantize(lowered, plan, SilentProgress()).model
-    if plan.target == "cpu":
-        graph = pack_weights(graph)
+    if layout := PACKED_LAYOUTS.get(plan.target):
+        graph = pack_weights(graph, layout)
     sizes = [
         value.const_value.nbytes
         for part in graph.graphs()

@@ -7,7 +7,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_export.capture.precision import source_dtype
 from moe_export.capture.stage import capture
+from moe_export.engine.environment import EngineEnvironment, find_environment
+from moe_export.engine.signature import graph_signature
+from moe_export.engine.stage import graph_inputs, make_engine
 from moe_export.errors import ParityError, UnsupportedModelError, UsageError
 from moe_export.generation.spec import GenerationSpec
 from moe_export.lower.stage import LoweredModel, lower
@@ -30,7 +34,9 @@ from moe_export.progress import Progress, SilentProgress
 from moe_export.quantize.stage import quantize
 from moe_export.recognize.stage import Recognition, recognize
 from moe_export.refusals import list_refusals
-from moe_export.runners.library import ort_library_path
+from moe_export.runners import gpu
+from moe_export.runners.fingerprint import EngineFingerprint
+from moe_export.runners.library import ort_library_path, plugin_library_path
 from moe_export.runners.onnxruntime import OnnxRuntimeRunner
 from moe_export.sources.file_backed import stored_bytes, weights_in_files
 from moe_export.sources.model import LoadedModel, restore_dtypes, weight_bytes
@@ -54,6 +60,7 @@ _SHARES: Mapping[Weights, float] = {
     "bf16": 1 / 2,
     "int8": 1 / 4,
     "int4": 1 / 8,
+    "fp8": 1 / 4,
     "mxfp4": 1 / 8,
     "source": 1 / 8,
 }
@@ -62,6 +69,7 @@ _SHARES: Mapping[Weights, float] = {
 def build_source(source: str, plan: BuildPlan, progress: Progress) -> Bundle:
     """Export what ``source`` names; see ``build``."""
     plan.check_output()
+    _find_environment(plan)
     write.check_room(plan.output, _least_bytes(stored_bytes(Path(source)), plan))
     progress.stage("load")
     with weights_in_files(plan.output.parent):
@@ -84,7 +92,7 @@ def build(
         example_inputs: A tensor, a sequence of tensors in the order of ``forward``'s arguments, or
             tensors by name. Hugging Face causal models need none.
         output: Folder of the bundle.
-        target: ``cpu`` or ``portable``.
+        target: ``cpu``, ``portable``, ``tensorrt-rtx`` or ``tensorrt``.
         progress: Receives progress; nothing is printed without it.
         **options: Further fields of ``BuildPlan``, such as ``overwrite``, ``dynamic`` or
             ``weights``.
@@ -96,11 +104,13 @@ def build(
         UnsupportedModelError: the model has something that cannot be exported faithfully.
         ParityError: the result differs from eager; the bundle is kept, marked unverified.
         UsageError: an argument is wrong.
+        EnvironmentLacksError: TensorRT, its plugins or a GPU are missing for the target.
     """
     plan = BuildPlan(output=Path(output), target=target, **options)
     if plan.factory is not None:
         raise UsageError("factory builds the model of a file with weights; here a model is given")
     plan.check_output()
+    _find_environment(plan)
     training = model.training
     with weights_in_files(plan.output.parent):
         loaded = load_module(model, example_inputs, plan, source=type(model).__name__)
@@ -113,30 +123,85 @@ def build(
 
 def _least_bytes(float32_bytes: int, plan: BuildPlan) -> int:
     """What a build writes at the least, with the float32 model that smaller weights need beside."""
-    beside = float32_bytes if plan.verify and plan.weights != "fp32" else 0
-    return beside + int(float32_bytes * _SHARES[plan.weights])
+    if plan.builds_engine:
+        # The graph's weights, and the engine that holds them again.
+        return 2 * int(float32_bytes * _SHARES[plan.expert_weights])
+    beside = float32_bytes if plan.verify and plan.expert_weights != "fp32" else 0
+    return beside + int(float32_bytes * _SHARES[plan.expert_weights])
 
 
 def build_loaded(loaded: LoadedModel, plan: BuildPlan, progress: Progress) -> Bundle:
     """The stages after ``load``."""
     write.check_room(plan.output, _least_bytes(weight_bytes(loaded.model), plan))
-    library = ort_library_path() if plan.target == "cpu" else None
+    plan = _with_dtype(plan, loaded, progress)
+    environment, library = _find_environment(plan), find_library(plan)
     recognition = recognize_layers(loaded, progress, keep_going=plan.keep_going)
     if recognition.refusals:
         raise UnsupportedModelError(list_refusals(loaded.model, recognition))
     progress.stage("capture")
     captured = capture(loaded, recognition.blocks, plan, progress)
     progress.stage("lower")
-    lowered = lower(captured)
+    lowered = lower(captured, plan.dtype or "fp32")
     progress.stage("optimize")
     lowered = optimize(lowered, plan, progress)
     with write.staged(plan.output, overwrite=plan.overwrite) as folder:
-        packed, report = _write_model(loaded, lowered, folder, plan, library, progress)
+        report: ParityReport | None = None
+        engine: EngineFingerprint | None = None
+        if environment is not None:
+            packed, engine = _write_engine(loaded, lowered, folder, plan, environment, progress)
+        else:
+            packed, report = _write_model(loaded, lowered, folder, plan, library, progress)
         progress.stage("package")
-        manifest = _package(loaded, packed, plan, report, library, progress)
+        manifest = _package(loaded, packed, plan, report, library, progress, engine)
     if report is not None and not report.passed:
         raise ParityError(_failure(report, plan))
     return Bundle(plan.output, manifest)
+
+
+def find_library(plan: BuildPlan) -> Path | None:
+    """The library that a bundle brings; None for a portable one.
+
+    Raises:
+        EnvironmentLacksError: it was not built.
+    """
+    if plan.builds_engine:
+        return plugin_library_path()
+    return ort_library_path() if plan.target == "cpu" else None
+
+
+def _find_environment(plan: BuildPlan) -> EngineEnvironment | None:
+    return find_environment(plan) if plan.builds_engine else None
+
+
+def _with_dtype(plan: BuildPlan, loaded: LoadedModel, progress: Progress) -> BuildPlan:
+    """The plan with the type of the activations; what float32 means for an engine is said."""
+    settled = plan.with_dtype(source_dtype(loaded))
+    if plan.builds_engine and plan.dtype is None and settled.dtype == "fp32":
+        progress.remark(
+            "the source is in float32, and so is the engine: --dtype bf16 or fp16 rounds weights "
+            "and activations to half the bytes"
+        )
+    return settled
+
+
+def _write_engine(
+    loaded: LoadedModel,
+    lowered: LoweredModel,
+    folder: Path,
+    plan: BuildPlan,
+    environment: EngineEnvironment,
+    progress: Progress,
+) -> tuple[PackedModel, EngineFingerprint]:
+    """The stages ``quantize``, ``pack`` and ``engine``."""
+    progress.stage("quantize")
+    smaller = quantize(lowered, plan, progress)
+    progress.stage("pack")
+    packed = pack(smaller, folder, plan.target)
+    progress.stage("engine")
+    inputs = graph_inputs(packed.graph, {n: tuple(t.shape) for n, t in loaded.inputs.items()})
+    given = loaded.kind != "huggingface" or bool(plan.inputs or plan.inputs_file)
+    engine = make_engine(packed, inputs, plan, environment, progress, example_given=given)
+    return packed, engine
 
 
 def _write_model(
@@ -148,7 +213,7 @@ def _write_model(
     progress: Progress,
 ) -> tuple[PackedModel, ParityReport | None]:
     """The stages ``quantize``, ``pack`` and ``verify``."""
-    if plan.weights != "fp32":
+    if plan.expert_weights != "fp32":
         return _write_smaller(loaded, lowered, folder, plan, library, progress)
     progress.stage("pack")
     packed = pack(lowered, folder, plan.target)
@@ -212,8 +277,14 @@ def _package(
     report: ParityReport | None,
     library: Path | None,
     progress: Progress,
+    engine: EngineFingerprint | None = None,
 ) -> Manifest:
-    folder, runner = packed.folder, OnnxRuntimeRunner(packed.path, library)
+    folder = packed.folder
+    if engine is None:
+        runner = OnnxRuntimeRunner(packed.path, library)
+        inputs, outputs = runner.inputs, runner.outputs
+    else:
+        inputs, outputs = graph_signature(packed.graph)
     expected = {name: t.numpy() for name, t in loaded.run(loaded.inputs).items()}
     write.write_example(folder, {n: t.numpy() for n, t in loaded.inputs.items()}, expected)
     if report is not None:
@@ -225,18 +296,30 @@ def _package(
         folder,
         target=plan.target,
         source={"name": loaded.source, "kind": loaded.kind, **loaded.description},
-        inputs=runner.inputs,
-        outputs=runner.outputs,
+        inputs=inputs,
+        outputs=outputs,
         layers=[
             {**layer.describe(), "weights": asdict(stored[layer.path])}
             for layer in packed.lowered.layers
         ],
-        parity=report.summary() if report else {"status": "skipped"},
+        parity=report.summary() if report else _skipped(plan),
         batch_coupled=report.batch_coupled if report else None,
         telemetry=[record.to_json() for record in packed.lowered.telemetry],
         generation=_finish_generation(loaded, folder),
         remarks=list(progress.remarks),
+        engine=engine,
     )
+
+
+def _skipped(plan: BuildPlan) -> dict[str, str]:
+    """Parity that was not looked at, and why."""
+    if not plan.verify:
+        return {"status": "skipped", "reason": "the build was told --no-verify"}
+    if gpu.compute_capability() is None:
+        reason = "its engine needs a GPU to run, and the machine that built it has none"
+    else:
+        reason = "this version builds engines and does not run them yet"
+    return {"status": "skipped", "reason": reason}
 
 
 def _finish_generation(loaded: LoadedModel, folder: Path) -> GenerationSpec | None:

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from moe_export.errors import UsageError
 
-Target = Literal["cpu", "portable"]
+Target = Literal["cpu", "portable", "tensorrt-rtx", "tensorrt", "cuda"]
 TARGETS: tuple[Target, ...] = get_args(Target)
+# Targets whose bundles hold an engine that TensorRT built for certain GPUs.
+ENGINE_TARGETS: tuple[Target, ...] = ("tensorrt-rtx", "tensorrt")
 
-Weights = Literal["fp32", "fp16", "bf16", "int8", "int4", "mxfp4", "source"]
+Weights = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8", "mxfp4", "source"]
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)
+# How each target's kernels take experts' weights; the first is what they have without --weights.
+TARGET_WEIGHTS: Mapping[Target, tuple[Weights, ...]] = {
+    "cpu": ("fp32", "fp16", "bf16", "int8", "int4", "mxfp4", "source"),
+    "portable": ("fp32",),
+    **dict.fromkeys(ENGINE_TARGETS, ("source", "fp32", "fp16", "bf16", "int8", "int4", "fp8")),
+}
+DType = Literal["fp32", "fp16", "bf16"]
+DTYPES: tuple[DType, ...] = get_args(DType)
 INT4_BLOCKS = (32, 64, 128)
 _DEFAULT_BLOCK = 128
+# What options are called where their fields are called otherwise.
+_OPTIONS = {"compute_capabilities": "compute_capability"}
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "bool")
 
@@ -74,6 +88,18 @@ class AxisSpec:
         return cls(match[1], int(match[2]), low, high)
 
 
+def parse_compute_capability(text: str) -> str:
+    """``8.0`` of ``8.0``, ``80`` or ``sm_80``.
+
+    Raises:
+        UsageError: the text has another form.
+    """
+    match = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.strip().lower())
+    if not match:
+        raise UsageError(f"--compute-capability {text!r}: expected MAJOR.MINOR, as in 8.9")
+    return f"{match[1]}.{match[2]}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildPlan:
     """Everything ``build`` was asked for.
@@ -81,7 +107,10 @@ class BuildPlan:
     Attributes:
         output: Folder of the bundle.
         target: ``cpu`` for ONNX Runtime with this package's library, ``portable`` for one file of
-            standard operators that any ONNX runtime reads.
+            standard operators that any ONNX runtime reads, ``tensorrt-rtx`` and ``tensorrt`` for an
+            engine with this package's plugins.
+        dtype: Type of the graph's activations and of all weights but the experts'. None is float32
+            on CPUs; for engines it is the checkpoint's own, which ``with_dtype`` puts in.
         inputs: Example inputs to draw, by ``--input``.
         dynamic: Axes that must stay dynamic.
         static: Axes that must be fixed at the example's size.
@@ -92,16 +121,23 @@ class BuildPlan:
         keep_going: Try every MoE layer before refusing the model, and list all that are refused.
         with_past: Export a causal model with its key/value cache, so that the bundle generates.
         telemetry: Add outputs that tell how each MoE layer spreads its tokens.
-        weights: How experts' weights are stored; ``source`` is the narrowest type that holds those
-            of a layer without rounding. All other weights stay in float32.
+        weights: How experts' weights are stored; None is the target's first in ``TARGET_WEIGHTS``.
+            ``source`` is, on CPUs, the narrowest type that holds those of a layer without rounding,
+            and the type of the activations in an engine.
         block_size: Columns that share a scale in int4; 128 where it is None.
         zero_points: Give int4 blocks zero points.
         max_error: Keep layers in float32 until the model's relative error is at most this.
+        compute_capabilities: GPUs that an engine of TensorRT-RTX is for, such as ``8.9``; that of
+            this machine if empty.
+        version_compatible: Later versions of TensorRT may run the engine.
+        hardware_compatible: Later GPUs from Ampere on may run an engine of TensorRT.
+        timing_cache: File that keeps what TensorRT measured, for later builds.
         seed: Seeds every random draw.
     """
 
     output: Path
     target: Target = "cpu"
+    dtype: DType | None = None
     inputs: tuple[InputSpec, ...] = ()
     inputs_file: Path | None = None
     dynamic: tuple[AxisSpec, ...] = ()
@@ -113,10 +149,14 @@ class BuildPlan:
     keep_going: bool = False
     with_past: bool = False
     telemetry: bool = False
-    weights: Weights = "fp32"
+    weights: Weights | None = None
     block_size: int | None = None
     zero_points: bool = False
     max_error: float | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    timing_cache: Path | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -125,12 +165,27 @@ class BuildPlan:
         Raises:
             UsageError: says which.
         """
-        if self.weights not in WEIGHTS:
-            raise UsageError(f"weights {self.weights!r} is none of {', '.join(WEIGHTS)}")
-        if self.weights != "fp32" and self.target != "cpu":
+        if self.target not in TARGETS:
+            raise UsageError(f"target {self.target!r} is none of {', '.join(TARGETS)}")
+        if self.target == "cuda":
             raise UsageError(
-                f"--weights {self.weights} needs --target cpu: the operators of {self.target} take "
-                "float32 weights"
+                "--target cuda is not in this version: its op library for ONNX Runtime on GPUs is "
+                f"still to come. Take {', '.join(t for t in TARGETS if t != 'cuda')}"
+            )
+        self._check_weights()
+        self._check_dtype()
+        self._check_engine_options()
+        if self.max_error is not None:
+            self._check_max_error(self.max_error)
+
+    def _check_weights(self) -> None:
+        if self.weights is not None and self.weights not in WEIGHTS:
+            raise UsageError(f"weights {self.weights!r} is none of {', '.join(WEIGHTS)}")
+        if self.expert_weights not in TARGET_WEIGHTS[self.target]:
+            having = [t for t, kinds in TARGET_WEIGHTS.items() if self.weights in kinds]
+            raise UsageError(
+                f"--weights {self.weights} needs --target {' or '.join(having)}; {self.target} "
+                f"takes {', '.join(TARGET_WEIGHTS[self.target])}{self._instead_of_mxfp4()}"
             )
         if self.block_size is not None and self.block_size not in INT4_BLOCKS:
             raise UsageError(
@@ -138,17 +193,70 @@ class BuildPlan:
             )
         if self.weights != "int4" and (self.block_size is not None or self.zero_points):
             name = "--zero-points" if self.zero_points else "--block-size"
-            raise UsageError(f"{name} belongs to --weights int4; weights are {self.weights}")
-        if self.max_error is not None:
-            self._check_max_error(self.max_error)
+            raise UsageError(f"{name} belongs to --weights int4; weights are {self.expert_weights}")
+
+    def _instead_of_mxfp4(self) -> str:
+        if self.weights != "mxfp4" or self.target not in ENGINE_TARGETS:
+            return ""
+        return ". Weights of an MXFP4 checkpoint are dequantized to one of these"
+
+    def _check_dtype(self) -> None:
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise UsageError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
+        if self.target not in ENGINE_TARGETS:
+            if self.dtype not in (None, "fp32"):
+                raise UsageError(
+                    f"--dtype {self.dtype} needs --target {' or '.join(ENGINE_TARGETS)}: "
+                    f"{self.target} computes in float32, and its --weights may be narrower"
+                )
+            return
+        widths = ("fp32", "fp16", "bf16")
+        if self.dtype is not None and self.weights in widths and self.weights != self.dtype:
+            raise UsageError(
+                f"--weights {self.weights} needs --dtype {self.weights}: experts multiply "
+                f"activations with weights of their own type. Activations are {self.dtype}, whose "
+                f"experts take source, {self.dtype}, int8, int4 or fp8"
+            )
+
+    def _check_engine_options(self) -> None:
+        for name, target in (
+            ("compute_capabilities", "tensorrt-rtx"),
+            ("hardware_compatible", "tensorrt"),
+            ("timing_cache", "tensorrt"),
+            ("version_compatible", "tensorrt"),
+        ):
+            if getattr(self, name) and self.target != target:
+                raise UsageError(
+                    f"--{_OPTIONS.get(name, name).replace('_', '-')} belongs to --target {target}"
+                )
 
     def _check_max_error(self, max_error: float) -> None:
         if not max_error > 0:
             raise UsageError(f"--max-error must be above 0; found {max_error}")
-        if self.weights == "fp32":
+        if self.target in ENGINE_TARGETS:
+            raise UsageError(
+                f"--max-error needs --target cpu: outputs of {self.target} are not compared yet"
+            )
+        if self.expert_weights == "fp32":
             raise UsageError("--max-error bounds what smaller weights cost: give --weights")
         if not self.verify:
             raise UsageError("--max-error needs the comparison with eager, which is skipped")
+
+    @property
+    def expert_weights(self) -> Weights:
+        """How experts' weights are stored, whether it was asked for or not."""
+        return self.weights or TARGET_WEIGHTS[self.target][0]
+
+    @property
+    def builds_engine(self) -> bool:
+        """Whether TensorRT builds an engine for the bundle."""
+        return self.target in ENGINE_TARGETS
+
+    def with_dtype(self, source_dtype: DType) -> BuildPlan:
+        """The plan with the type of activations settled, for a checkpoint in ``source_dtype``."""
+        if self.dtype is not None:
+            return self
+        return dataclasses.replace(self, dtype=source_dtype if self.builds_engine else "fp32")
 
     @property
     def int4_block(self) -> int:

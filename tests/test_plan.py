@@ -120,7 +120,7 @@ def test_file_is_never_overwritten(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weights": "q4"}, "'q4' is none of fp32, fp16, bf16, int8, int4, mxfp4, source"),
+        ({"weights": "q4"}, "'q4' is none of fp32, fp16, bf16, int8, int4, fp8, mxfp4, source"),
         ({"weights": "int8", "target": "portable"}, "--weights int8 needs --target cpu"),
         ({"weights": "int4", "block_size": 48}, "--block-size 48 is none of 32, 64, 128"),
         ({"weights": "int8", "block_size": 32}, "--block-size belongs to --weights int4"),

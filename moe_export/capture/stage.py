@@ -23,6 +23,7 @@ from moe_export.capture.exact_constants import exact_constants
 from moe_export.capture.huggingface import export_pretrained, export_with_past
 from moe_export.capture.loops.replace import prove_loops, replaced_loops
 from moe_export.capture.loops.translate import write_scans
+from moe_export.capture.precision import cast_model, keep_weights
 from moe_export.capture.quiet import quiet_exporters
 from moe_export.capture.torch_module import export_module
 from moe_export.errors import MoeExportError, UnsupportedModelError
@@ -68,7 +69,9 @@ def capture(
     ):
         _check_bound_model(expected, loaded.run(loaded.inputs), len(blocks))
         calls.update(dict.fromkeys(calls, 0))
-        model = _export(loaded, shapes, plan, list(expected), progress)
+        with cast_model(loaded, blocks, plan.dtype or "fp32") as typed:
+            model = _export(typed, shapes, plan, list(expected), progress)
+            keep_weights(model)
     missed = [path for path, count in calls.items() if count == 0]
     if missed:
         raise UnsupportedModelError(

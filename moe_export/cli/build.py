@@ -20,7 +20,15 @@ from moe_export.errors import (
     UsageError,
 )
 from moe_export.package.manifest import read_manifest
-from moe_export.plan import TARGETS, WEIGHTS, AxisSpec, BuildPlan, InputSpec
+from moe_export.plan import (
+    DTYPES,
+    TARGETS,
+    WEIGHTS,
+    AxisSpec,
+    BuildPlan,
+    InputSpec,
+    parse_compute_capability,
+)
 
 # Where a dry run without a folder would write: beside what is here.
 _NOWHERE = Path("bundle")
@@ -32,13 +40,19 @@ _NOWHERE = Path("bundle")
               help="Folder of the bundle; not needed with --dry-run.")  # fmt: skip
 @click.option("--target", type=click.Choice(TARGETS), default="cpu", show_default=True,
               help="cpu: ONNX Runtime with this package's kernels. portable: one file of standard "
-                   "operators for any ONNX runtime.")  # fmt: skip
+                   "operators for any ONNX runtime. tensorrt-rtx, tensorrt: an engine with this "
+                   "package's plugins. cuda: not in this version.")  # fmt: skip
+@click.option("--dtype", type=click.Choice(DTYPES),
+              help="Type of an engine's activations and of all weights but the experts'; that of "
+                   "most of the checkpoint's weights if not given, so that float32 stays float32. "
+                   "Other targets compute in float32.")  # fmt: skip
 @click.option("--input", "inputs", multiple=True, metavar="NAME=2,16,64[:DTYPE]",
               help="Example input to draw at random; repeat for each.")  # fmt: skip
 @click.option("--inputs", "inputs_file", type=click.Path(path_type=Path),
               help="Example inputs from an .npz file.")  # fmt: skip
 @click.option("--dynamic", multiple=True, metavar="NAME.AXIS[=MIN..MAX]",
-              help="Axis that must stay dynamic; an error if the model fixes it.")  # fmt: skip
+              help="Axis that must stay dynamic; an error if the model fixes it. Its range is what "
+                   "an engine takes.")  # fmt: skip
 @click.option("--static", multiple=True, metavar="NAME.AXIS",
               help="Axis to fix at the example's size.")  # fmt: skip
 @click.option("--factory", metavar="MODULE:CALLABLE",
@@ -59,10 +73,11 @@ _NOWHERE = Path("bundle")
 @click.option("--telemetry", is_flag=True,
               help="Add outputs that tell how each MoE layer spreads its tokens over its "
                    "experts.")  # fmt: skip
-@click.option("--weights", type=click.Choice(WEIGHTS), default="fp32", show_default=True,
-              help="How experts' weights are stored, with target cpu; all others stay float32. "
+@click.option("--weights", type=click.Choice(WEIGHTS),
+              help="How experts' weights are stored. Target cpu: fp32 if not given; all but fp8. "
                    "mxfp4: as the checkpoint has them. source: the narrowest type that holds a "
-                   "layer's weights without rounding.")  # fmt: skip
+                   "layer's weights without rounding. Engines: source if not given, which is the "
+                   "type of the activations; or int8, int4, fp8.")  # fmt: skip
 @click.option("--block-size", type=int, metavar="32|64|128",
               help="Inputs that share a scale in int4 weights; 128 if not given.")  # fmt: skip
 @click.option("--zero-points", is_flag=True,
@@ -70,6 +85,22 @@ _NOWHERE = Path("bundle")
 @click.option("--max-error", type=float, metavar="X",
               help="Keep as few layers as possible in float32 such that every output's relative "
                    "RMS error against eager, over all cases, is at most X.")  # fmt: skip
+@click.option("--compute-capability", "compute_capabilities", multiple=True, metavar="8.0",
+              help="GPU that an engine of tensorrt-rtx is for: 7.5, 8.0, 8.6, 8.9, 12.0 or 12.1; "
+                   "repeat for several. The one of this machine if not given.")  # fmt: skip
+@click.option(
+    "--version-compatible",
+    is_flag=True,
+    help="Target tensorrt: let later versions of TensorRT run the engine.",
+)
+@click.option("--hardware-compatible", is_flag=True,
+              help="Target tensorrt: let all GPUs from compute capability 8.0 on run the "
+                   "engine.")  # fmt: skip
+@click.option(
+    "--timing-cache",
+    type=click.Path(path_type=Path),
+    help="Target tensorrt: file that keeps what was timed, for later builds.",
+)
 @click.option("--dry-run", is_flag=True,
               help="Write nothing: show what a build would find in every layer, and estimate its "
                    "size, memory and time.")  # fmt: skip
@@ -81,6 +112,7 @@ def build(
     inputs: tuple[str, ...],
     dynamic: tuple[str, ...],
     static: tuple[str, ...],
+    compute_capabilities: tuple[str, ...],
     no_verify: bool,
     dry_run: bool,
     output: Output,
@@ -103,6 +135,7 @@ def build(
         inputs=tuple(map(InputSpec.parse, inputs)),
         dynamic=tuple(map(AxisSpec.parse, dynamic)),
         static=tuple(map(AxisSpec.parse, static)),
+        compute_capabilities=tuple(map(parse_compute_capability, compute_capabilities)),
         verify=not no_verify,
         **options,
     )

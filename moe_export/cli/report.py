@@ -95,7 +95,8 @@ def draw_verdict(console: Console, manifest: Mapping[str, Any]) -> None:
                 soft_wrap=True,
             )
     else:
-        console.print(f"[red]not verified[/]: parity {parity['status']}")
+        why = f": {parity['reason']}" if parity.get("reason") else ""
+        console.print(f"[red]not verified[/]: parity {parity['status']}{why}", soft_wrap=True)
     if manifest["batch_coupled"]:
         console.print("[yellow]batch-coupled[/]: one request can change another's result")
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from moe_export.capture.stage import CapturedModel
+from moe_export.lower.half_precision import cast_experts, route_in_float32
 from moe_export.lower.layers import LoweredLayer, find_layers
 from moe_export.lower.weights import normalize_weights
 from moe_export.ops.contract import check_model
 from moe_export.ops.nodes import PATH_KEY
 from moe_export.ops.spec import VERSION
+from moe_export.plan import DType
 from moe_export.telemetry.record import LayerTelemetry
 
 
@@ -30,8 +32,12 @@ class LoweredModel:
     telemetry: tuple[LayerTelemetry, ...] = ()
 
 
-def lower(captured: CapturedModel) -> LoweredModel:
+def lower(captured: CapturedModel, dtype: DType = "fp32") -> LoweredModel:
     """Normalize weights and name the custom nodes.
+
+    Args:
+        captured: The traced model; its graph is rewritten in place.
+        dtype: Type of its activations.
 
     Raises:
         UnsupportedModelError: a layer's experts are not there exactly once.
@@ -40,6 +46,9 @@ def lower(captured: CapturedModel) -> LoweredModel:
     model = captured.model
     model.opset_imports["moe_export"] = VERSION
     normalize_weights(model)
+    if dtype != "fp32":
+        route_in_float32(model)
+        cast_experts(model, dtype)
     layers = find_layers(model, captured.blocks)
     _strip_metadata(model)
     check_model(model)

@@ -66,8 +66,8 @@ def grouped_experts(
     """Apply to each token its experts and add them up by weight; see ``plugins/README.md``.
 
     Args:
-        tensors: ``x [T, H]``, ``expert_ids [T, K]``, ``expert_weights [T, K]``, then the weights
-            and biases that ``attributes.input_names()`` lists, in ``layout``.
+        tensors: ``x [T, H]``, ``expert_ids [T, K]``, ``expert_weights [T, K]`` float32, then the
+            weights and biases that ``attributes.input_names()`` lists, float32, in ``layout``.
         attributes: The op's attributes.
         layout: How the weights are stored; row-major without it.
         path: The module in the model that this call belongs to.
@@ -146,7 +146,7 @@ def _grouped_experts(tensors: list[Tensor], call: str) -> Tensor:
     attributes, layout = call_attributes(GroupedExperts, call), call_layout(call)
     x, ids, weights, *parameters = tensors
     stored = dict(zip(attributes.parameter_names(), parameters, strict=True))
-    y = torch.zeros_like(x)
+    y = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
     local = ids.long() - attributes.first_expert
     for e in local.unique().tolist():
         if not 0 <= e < attributes.num_experts:
@@ -154,10 +154,11 @@ def _grouped_experts(tensors: list[Tensor], call: str) -> Tensor:
         expert = {n: layout.to_row_major(n, t[e : e + 1])[0] for n, t in stored.items()}
         token, slot = (local == e).nonzero(as_tuple=True)
         weight = weights[token, slot].unsqueeze(-1)
-        rows = x[token] * weight if attributes.weight_on == "input" else x[token]
+        rows = x[token].to(y.dtype)
+        rows = rows * weight if attributes.weight_on == "input" else rows
         out = expert_ffn(rows, expert, attributes)
         y.index_add_(0, token, out if attributes.weight_on == "input" else out * weight)
-    return y
+    return y.to(x.dtype)
 
 
 @_grouped_experts.register_fake

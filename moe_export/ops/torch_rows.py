@@ -91,7 +91,7 @@ def expert_combine(
     Args:
         rows: ``[M, N]``.
         row_map: ``[T, K]`` int32, the row of each slot; -1 adds nothing.
-        expert_weights: ``[T, K]`` float32 or rows' type.
+        expert_weights: ``[T, K]`` float32.
         attributes: The op's attributes.
         path: The module in the model that this call belongs to.
 
@@ -171,7 +171,8 @@ def _grouped_matmul(tensors: list[Tensor], call: str) -> Tensor:
     y = rows.new_zeros(rows.shape[0], attributes.out_features)
     for e, (begin, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         if begin < end:
-            y[begin:end] = F.linear(rows[begin:end], weight[e], None if bias is None else bias[e])
+            own = None if bias is None else bias[e]
+            y[begin:end] = F.linear(rows[begin:end].to(weight.dtype), weight[e], own)
     return y
 
 

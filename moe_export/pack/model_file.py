@@ -10,14 +10,21 @@ import onnx_ir as ir
 
 from moe_export.errors import MoeExportError
 from moe_export.lower.stage import LoweredLayer, LoweredModel
+from moe_export.ops.record import WeightLayout
 from moe_export.pack.packed_weights import pack_weights
-from moe_export.plan import Target
+from moe_export.plan import ENGINE_TARGETS, Target
 
 MODEL_NAME = "model.onnx"
 # The model in float32, beside one with smaller weights for as long as they are compared.
 EXACT_NAME = "float32.onnx"
 # A model with smaller weights, while which layers stay in float32 is sought.
 ROUNDED_NAME = "rounded.onnx"
+
+# Which packed layout a target's kernels read.
+PACKED_LAYOUTS: Mapping[Target, WeightLayout] = {
+    "cpu": "cpu_v1",
+    **dict.fromkeys(ENGINE_TARGETS, "cuda_v1"),
+}
 
 # Initializers up to this size stay in the ONNX file, where shape inference can read them.
 INLINE_BYTES = 1024
@@ -65,13 +72,14 @@ def pack(
     Args:
         lowered: The model; its graph stays as it is.
         folder: Where to write.
-        target: Expert weights are packed for the CPU's kernels, or row-major for other targets.
+        target: Expert weights are packed for its kernels, or row-major if it has none.
         name: Name of the ONNX file; that of its data follows.
 
     Raises:
         MoeExportError: the files cannot be written.
     """
-    graph = pack_weights(lowered.model) if target == "cpu" else lowered.model
+    layout = PACKED_LAYOUTS.get(target)
+    graph = pack_weights(lowered.model, layout) if layout else lowered.model
     packed = PackedModel(folder, lowered, graph, name)
     write_graph(packed)
     return packed

@@ -21,6 +21,7 @@ from moe_export.package.manifest import Manifest, check_files, read_manifest
 from moe_export.runners.arrays import Array
 from moe_export.runners.library import LIBRARY_NAME, ort_library_path
 from moe_export.runners.onnxruntime import OnnxRuntimeRunner
+from moe_export.runners.tensorrt import check_machine, open_engine
 from moe_export.telemetry.expert_load import ExpertLoad
 from moe_export.telemetry.record import LayerTelemetry
 
@@ -190,7 +191,13 @@ class Bundle:
         return self.open_runner()
 
     def open_runner(self, *, profile: Path | None = None) -> OnnxRuntimeRunner:
-        """A session of its own; ``profile`` as for ``OnnxRuntimeRunner``."""
+        """A session of its own; ``profile`` as for ``OnnxRuntimeRunner``.
+
+        Raises:
+            EnvironmentLacksError: the bundle holds an engine, which this version does not run.
+        """
+        if self.manifest.engine is not None:
+            open_engine(self.folder, self.manifest.engine)
         return OnnxRuntimeRunner(
             self.folder / MODEL_NAME,
             self._library(),
@@ -234,18 +241,23 @@ def load(folder: str | Path, *, trust: bool = False, num_threads: int = 0) -> Bu
         num_threads: Threads inside an operator; 0 for ONNX Runtime's choice.
 
     Raises:
-        BundleError: a file is missing, changed, or outside the bundle.
+        BundleError: a file is missing, changed, or outside the bundle; or its engine is for another
+            TensorRT or GPU than are here.
     """
     path = Path(folder)
     manifest = read_manifest(path)
     check_files(path, manifest)
     if MODEL_NAME not in manifest.files:
         raise BundleError(f"the manifest of {path} lists no {MODEL_NAME}")
+    if manifest.engine is not None:
+        check_machine(manifest.engine)
     status = manifest.parity["status"]
     if status != "passed":
         said = "failed its comparison" if status == "failed" else "was never compared"
+        reason = manifest.parity.get("reason")
+        why = f" ({reason})" if reason else ""
         warnings.warn(
-            f"{path} is not verified: it {said} with eager PyTorch",
+            f"{path} is not verified: it {said} with eager PyTorch{why}",
             UnverifiedBundleWarning,
             stacklevel=2,
         )

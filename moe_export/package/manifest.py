@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -13,7 +12,9 @@ from typing import Any
 
 from moe_export.errors import BundleError
 from moe_export.generation.spec import GenerationSpec
-from moe_export.plan import TARGETS
+from moe_export.plan import ENGINE_TARGETS, TARGETS
+from moe_export.runners.fingerprint import EngineFingerprint
+from moe_export.runners.library import hash_file
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -47,6 +48,7 @@ class Manifest:
             empty where the build was not asked for them.
         generation: How the bundle generates; None for a graph without a cache.
         remarks: What the build had to say.
+        engine: What the engine was built with; None where the target has none.
     """
 
     target: str
@@ -62,17 +64,12 @@ class Manifest:
     telemetry: list[dict[str, str]] = field(default_factory=list)
     generation: GenerationSpec | None = None
     remarks: list[str] = field(default_factory=list)
+    engine: EngineFingerprint | None = None
     format_version: int = FORMAT_VERSION
 
     def to_text(self) -> str:
         """Formatted JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -114,9 +111,17 @@ def _from_json(values: Any) -> Manifest:  # noqa: ANN401 - any JSON
     if generation is not None:
         inputs, outputs = ([str(s["name"]) for s in values[k]] for k in ("inputs", "outputs"))
         generation = GenerationSpec.from_json(generation, inputs, outputs, files)
-    manifest = Manifest(**{**values, "files": files, "generation": generation})
+    engine = values.get("engine")
+    if engine is not None:
+        engine = EngineFingerprint.from_json(engine)
+    read = {"files": files, "generation": generation, "engine": engine}
+    manifest = Manifest(**{**values, **read})
     if manifest.target not in TARGETS:
         raise BundleError(f"target {manifest.target!r} is none of {', '.join(TARGETS)}")
+    if (manifest.target in ENGINE_TARGETS) != (engine is not None):
+        raise BundleError(f"a bundle for {manifest.target} has an engine entry or lacks one")
+    if engine is not None and engine.plan not in files:
+        raise BundleError(f"the engine {engine.plan} is none of the bundle's files")
     if manifest.parity["status"] not in ("passed", "failed", "skipped"):
         raise BundleError(f"parity status {manifest.parity['status']!r} is unknown")
     return manifest
@@ -151,6 +156,6 @@ def check_files(folder: Path, manifest: Manifest, *, integrity: bool = False) ->
             raise BundleError(
                 f"{name} has {path.stat().st_size} bytes; the manifest says {record.size_bytes}"
             )
-        small = not name.endswith(".data")
+        small = not name.endswith((".data", ".plan"))
         if record.sha256 is not None and (small or integrity) and hash_file(path) != record.sha256:
             raise BundleError(f"{name} was changed after the bundle was written")

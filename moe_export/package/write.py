@@ -16,8 +16,10 @@ from typing import Any
 from moe_export.errors import MoeExportError
 from moe_export.generation.spec import GenerationSpec
 from moe_export.package.bundle import PARITY_NAME
-from moe_export.package.manifest import MANIFEST_NAME, FileRecord, Manifest, hash_file
+from moe_export.package.manifest import MANIFEST_NAME, FileRecord, Manifest
 from moe_export.runners.arrays import Array, write_arrays
+from moe_export.runners.fingerprint import EngineFingerprint
+from moe_export.runners.library import hash_file
 from moe_export.runners.onnxruntime import Signature
 
 _PACKAGES = ("moe-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
@@ -121,6 +123,7 @@ def write_manifest(
     telemetry: list[dict[str, str]],
     generation: GenerationSpec | None,
     remarks: list[str],
+    engine: EngineFingerprint | None = None,
 ) -> Manifest:
     """Record every file of ``folder`` and write the manifest last."""
     files = {
@@ -132,7 +135,7 @@ def write_manifest(
         target=target,
         source=source,
         versions={"python": platform.python_version(), **_versions()},
-        minimum_versions=MINIMUM_VERSIONS,
+        minimum_versions=MINIMUM_VERSIONS if engine is None else {engine.flavor: engine.version},
         files=files,
         inputs=[asdict(s) for s in inputs],
         outputs=[asdict(s) for s in outputs],
@@ -142,6 +145,7 @@ def write_manifest(
         telemetry=telemetry,
         generation=generation,
         remarks=remarks,
+        engine=engine,
     )
     (folder / MANIFEST_NAME).write_text(manifest.to_text(), encoding="utf-8")
     return manifest

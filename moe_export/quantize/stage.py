@@ -50,7 +50,7 @@ def quantize(
     Raises:
         UsageError: a layer's weights cannot be stored so.
     """
-    if plan.weights == "fp32":
+    if plan.expert_weights == "fp32":
         return lowered
     model = lowered.model.clone()
     replacer = WeightReplacer(model.graph)
@@ -76,12 +76,14 @@ def quantize(
 
 
 def _choose_storage(node: ir.Node, attributes: ExpertAttributes, plan: BuildPlan) -> WeightStorage:
-    if plan.weights == "source":
+    if plan.expert_weights == "source":
+        if plan.builds_engine:
+            return WeightStorage(plan.dtype or "fp32")
         return _source_storage(node, attributes)
-    if plan.weights == "int4":
+    if plan.expert_weights == "int4":
         return WeightStorage("int4", plan.int4_block, plan.zero_points)
-    if plan.weights != "mxfp4":
-        return WeightStorage(plan.weights)
+    if plan.expert_weights != "mxfp4":
+        return WeightStorage(plan.expert_weights)
     # Refused when it is written at the latest: what the first expert shows is said before.
     for matrix in attributes.matrices:
         _quantize_expert(_weight(node, attributes, matrix), MXFP4, 0)

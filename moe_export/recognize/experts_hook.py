@@ -124,8 +124,7 @@ def _refusal(path: str, module: nn.Module, reason: str) -> UnsupportedModelError
 
 
 def _as_inputs(x: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    rows = _as_rows(x)
-    return rows, _as_rows(ids), _as_rows(weights).to(rows.dtype)
+    return _as_rows(x), _as_rows(ids), _as_rows(weights).float()
 
 
 def _as_rows(tensor: Tensor) -> Tensor:

@@ -1,14 +1,19 @@
-"""Where the op library for ONNX Runtime is."""
+"""Where the op libraries for ONNX Runtime and for TensorRT are."""
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import os
 from importlib import metadata
 from pathlib import Path
 
 from moe_export.errors import EnvironmentLacksError
 
 LIBRARY_NAME = "libmoe_export_ort.so"
+PLUGIN_LIBRARY_NAME = "libmoe_export_trt.so"
+# Names another plugin library than the installed one.
+PLUGIN_LIBRARY_VARIABLE = "MOE_EXPORT_TENSORRT_LIBRARY"
 
 
 def ort_library_path() -> Path:
@@ -17,18 +22,48 @@ def ort_library_path() -> Path:
     Raises:
         EnvironmentLacksError: the package is not installed, or without the library.
     """
-    # Not beside this file: an editable install keeps Python and built files apart.
-    try:
-        found = metadata.distribution("moe-export").locate_file(f"moe_export/lib/{LIBRARY_NAME}")
-    except metadata.PackageNotFoundError as error:
-        raise EnvironmentLacksError("moe-export is not installed: pip install '.[cpu]'") from error
-    path = Path(str(found))
+    path = _installed(LIBRARY_NAME)
     if not path.is_file():
         raise EnvironmentLacksError(
             f"{path} is missing: install again with pip install '.[cpu]', which builds it "
             "(a C++ compiler is needed)"
         )
     return path
+
+
+def plugin_library_path() -> Path:
+    """Path of the TensorRT plugins: the installed library, or the one that a variable names.
+
+    Raises:
+        EnvironmentLacksError: there is none.
+    """
+    if named := os.environ.get(PLUGIN_LIBRARY_VARIABLE):
+        path = Path(named)
+        if not path.is_file():
+            raise EnvironmentLacksError(f"{PLUGIN_LIBRARY_VARIABLE} names {path}, which is no file")
+        return path.absolute()
+    path = _installed(PLUGIN_LIBRARY_NAME)
+    if not path.is_file():
+        raise EnvironmentLacksError(
+            f"the TensorRT plugins are not built ({path} is missing): install moe-export again on "
+            "a machine with nvcc (CUDA 13 toolkit), which builds them"
+        )
+    return path
+
+
+def _installed(name: str) -> Path:
+    # Not beside this file: an editable install keeps Python and built files apart.
+    try:
+        found = metadata.distribution("moe-export").locate_file(f"moe_export/lib/{name}")
+    except metadata.PackageNotFoundError as error:
+        raise EnvironmentLacksError("moe-export is not installed: pip install '.[cpu]'") from error
+    return Path(str(found))
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def instruction_set(library: Path) -> str:

@@ -1,0 +1,56 @@
+"""What building an engine needs, checked before any work is done."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_export.errors import EnvironmentLacksError
+from moe_export.plan import BuildPlan
+from moe_export.runners import gpu
+from moe_export.runners.library import plugin_library_path
+from moe_export.runners.tensorrt import INSTALL, MODULES
+
+
+@dataclass(frozen=True)
+class EngineEnvironment:
+    """What an engine is built with.
+
+    Attributes:
+        library: This package's plugins.
+        compute_capabilities: GPUs that the engine is for, such as ``8.9``.
+        use_gpu: They were not named: the one of this machine is meant.
+    """
+
+    library: Path
+    compute_capabilities: tuple[str, ...]
+    use_gpu: bool
+
+
+def find_environment(plan: BuildPlan) -> EngineEnvironment:
+    """Find TensorRT, the plugins and the GPU to build for.
+
+    Raises:
+        EnvironmentLacksError: something is missing; says what to install.
+    """
+    module = MODULES[plan.target]
+    for name in (module, "polygraphy"):
+        if importlib.util.find_spec(name) is None:
+            raise EnvironmentLacksError(
+                f"--target {plan.target} needs {name}, which is not installed: "
+                f"{INSTALL[plan.target]}"
+            )
+    library = plugin_library_path()
+    if plan.compute_capabilities:
+        return EngineEnvironment(library, plan.compute_capabilities, use_gpu=False)
+    found = gpu.compute_capability()
+    if found is None:
+        instead = (
+            "say which GPUs the engine is for, as in --compute-capability 8.9"
+            if plan.target == "tensorrt-rtx"
+            else "TensorRT builds for the GPU that it times kernels on; --target tensorrt-rtx "
+            "builds without one"
+        )
+        raise EnvironmentLacksError(f"--target {plan.target}: no GPU is found here; {instead}")
+    return EngineEnvironment(library, (found,), use_gpu=True)

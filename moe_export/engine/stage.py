@@ -1,0 +1,96 @@
+"""Stage 7b: an engine of the packed graph, with every MoE layer in this package's plugins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from moe_export.engine.build import BuiltEngine, build_engine
+from moe_export.engine.environment import EngineEnvironment
+from moe_export.engine.profile import GraphInput, describe_ranges, find_ranges, make_profile
+from moe_export.errors import UnsupportedModelError
+from moe_export.ops.nodes import moe_nodes
+from moe_export.pack.model_file import PackedModel
+from moe_export.plan import BuildPlan
+from moe_export.progress import Progress
+from moe_export.runners.fingerprint import EngineFingerprint
+from moe_export.runners.library import hash_file
+
+PLAN_NAME = "engine/model.plan"
+
+
+def make_engine(
+    packed: PackedModel,
+    inputs: Sequence[GraphInput],
+    plan: BuildPlan,
+    environment: EngineEnvironment,
+    progress: Progress,
+    *,
+    example_given: bool,
+) -> EngineFingerprint:
+    """Build the engine into the bundle's folder.
+
+    Args:
+        packed: The written graph.
+        inputs: Its inputs, with the example's shapes.
+        plan: Gives the target and its options.
+        environment: What it is built with.
+        progress: Told which shapes the engine takes.
+        example_given: The example's sizes are what the engine is to be best at.
+
+    Raises:
+        UnsupportedModelError: TensorRT refuses the graph, or runs a layer in other ways than by the
+            plugins.
+        EnvironmentLacksError: TensorRT or the plugins do not load.
+    """
+    ranges = find_ranges(inputs, plan.dynamic, example_given=example_given)
+    if ranges:
+        progress.remark(describe_ranges(ranges))
+    profile = make_profile(inputs, ranges)
+    (packed.folder / PLAN_NAME).parent.mkdir()
+    built = build_engine(packed.path, packed.folder / PLAN_NAME, plan, environment, profile)
+    check_plugins(packed.graph, built)
+    return EngineFingerprint(
+        plan=PLAN_NAME,
+        flavor=plan.target,
+        version=built.version,
+        compute_capabilities=environment.compute_capabilities,
+        plugins=dict(sorted(set(built.plugins.values()))),
+        plugin_library_sha256=hash_file(environment.library),
+        profiles=(profile,) if profile else (),
+        dtype=plan.dtype or "fp32",
+        version_compatible=plan.version_compatible,
+        hardware_compatible=plan.hardware_compatible,
+    )
+
+
+def graph_inputs(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> tuple[GraphInput, ...]:
+    """A graph's inputs.
+
+    Args:
+        model: The graph.
+        shapes: The example's shapes by input name.
+    """
+    found = []
+    for value in model.graph.inputs:
+        assert value.name  # exported inputs have names and shapes
+        assert value.shape is not None
+        sizes = tuple(s if isinstance(s, int) else str(s.value) for s in value.shape)
+        found.append(GraphInput(value.name, sizes, shapes[value.name]))
+    return tuple(found)
+
+
+def check_plugins(graph: ir.Model, built: BuiltEngine) -> None:
+    """Check that each custom node of the graph is a plugin in the network, and nothing else is.
+
+    Raises:
+        UnsupportedModelError: names the nodes that are not.
+    """
+    expected = {str(node.name): node.op_type for node in moe_nodes(graph)}
+    found = {name: kind for name, (kind, _) in built.plugins.items()}
+    if missing := [f"{kind} {name}" for name, kind in expected.items() if found.get(name) != kind]:
+        raise UnsupportedModelError(
+            f"the parsed network has no plugin for {', '.join(missing)}; its plugins are "
+            f"{', '.join(f'{kind} {name}' for name, kind in found.items()) or 'none'}"
+        )

@@ -2,9 +2,6 @@
 // Weights have the activations' type. A call must have been prepared, and its scratch be all there.
 #include "host_functions.h"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <algorithm>
 #include <cstring>
 
@@ -18,76 +15,14 @@
 #include "cuda/grouped_experts.h"
 #include "cuda/grouped_matmul.h"
 #include "cuda/top_k_gating.h"
+#include "elements.h"
 #include "scratch.h"
 
 namespace moe_export {
 namespace test {
-namespace {
-
-using cuda::ElementType;
-
-constexpr int64_t kColumnBlock = 64, kExpertAlignment = 128;
-
-int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
-float read(ElementType element, const char* value) {
-  if (element == ElementType::kFp16) return __half2float(*reinterpret_cast<const __half*>(value));
-  if (element == ElementType::kFp32) return *reinterpret_cast<const float*>(value);
-  return __bfloat162float(*reinterpret_cast<const __nv_bfloat16*>(value));
-}
-
-void write(ElementType element, float value, char* to) {
-  if (element == ElementType::kFp16) {
-    *reinterpret_cast<__half*>(to) = __float2half(value);
-  } else if (element == ElementType::kFp32) {
-    *reinterpret_cast<float*>(to) = value;
-  } else {
-    *reinterpret_cast<__nv_bfloat16*>(to) = __float2bfloat16(value);
-  }
-}
-
-}  // namespace
-
 HostCalls& host_calls() {
   static HostCalls calls;
   return calls;
-}
-
-std::vector<float> to_floats(ElementType element, const void* values, int64_t count) {
-  std::vector<float> floats(count);
-  const auto* const from = static_cast<const char*>(values);
-  const auto size = static_cast<int64_t>(cuda::size_bytes(element));
-  for (int64_t i = 0; i < count; ++i) floats[i] = read(element, from + i * size);
-  return floats;
-}
-
-std::vector<char> from_floats(ElementType element, const std::vector<float>& values) {
-  const size_t size = cuda::size_bytes(element);
-  std::vector<char> bytes(values.size() * size);
-  for (size_t i = 0; i < values.size(); ++i) write(element, values[i], bytes.data() + i * size);
-  return bytes;
-}
-
-int64_t packed_bytes(ElementType element, int64_t rows, int64_t columns) {
-  const int64_t bytes = rows * round_up(columns, kColumnBlock) * cuda::size_bytes(element);
-  return round_up(bytes, kExpertAlignment);
-}
-
-std::vector<char> pack_rows(ElementType element, const std::vector<float>& weight,
-                            int64_t num_experts, int64_t rows, int64_t columns) {
-  const int64_t expert = packed_bytes(element, rows, columns);
-  const int64_t row_bytes = round_up(columns, kColumnBlock) * cuda::size_bytes(element);
-  std::vector<char> packed(num_experts * expert, 0);
-  for (int64_t e = 0; e < num_experts; ++e) {
-    for (int64_t row = 0; row < rows; ++row) {
-      const auto first = weight.begin() + (e * rows + row) * columns;
-      const std::vector<char> bytes = from_floats(element, {first, first + columns});
-      std::copy(bytes.begin(), bytes.end(), packed.begin() + e * expert + row * row_bytes);
-    }
-  }
-  return packed;
 }
 
 }  // namespace test
@@ -97,22 +32,7 @@ namespace {
 
 using test::from_floats;
 using test::to_floats;
-
-std::vector<float> unpack(ElementType element, const void* packed, int64_t num_experts,
-                          int64_t rows, int64_t columns) {
-  const int64_t row_bytes =
-      test::round_up(columns, test::kColumnBlock) * static_cast<int64_t>(size_bytes(element));
-  std::vector<float> weight;
-  for (int64_t e = 0; e < num_experts; ++e) {
-    const char* expert =
-        static_cast<const char*>(packed) + e * test::packed_bytes(element, rows, columns);
-    for (int64_t row = 0; row < rows; ++row) {
-      const std::vector<float> values = to_floats(element, expert + row * row_bytes, columns);
-      weight.insert(weight.end(), values.begin(), values.end());
-    }
-  }
-  return weight;
-}
+using test::unpack_rows;
 
 void store(ElementType element, const std::vector<float>& values, void* to) {
   const std::vector<char> bytes = from_floats(element, values);
@@ -140,7 +60,7 @@ void require_prepared(const char* op, ElementType element) {
 /// Writes all of the scratch, so that too little of it shows.
 void use_workspace(void* workspace, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(workspace) % 256 != 0) throw CudaError("scratch is not aligned");
-  std::memset(workspace, 0xFF, bytes);
+  if (bytes > 0) std::memset(workspace, 0xFF, bytes);
 }
 
 bool is_computed(WeightType type, ElementType element) {
@@ -198,9 +118,9 @@ void grouped_experts(const GroupedExpertsAttributes& a, const GroupedExpertsTens
   test::host_calls().tile_rows = tile_rows;
   use_workspace(workspace, grouped_experts_workspace_bytes(a, t.element, t.num_tokens, t.top_k));
   const auto x = to_floats(t.element, t.x, t.num_tokens * a.hidden_size);
-  const auto up = unpack(t.element, t.up_weight, a.num_experts, up_rows(a), a.hidden_size);
+  const auto up = unpack_rows(t.element, t.up_weight, a.num_experts, up_rows(a), a.hidden_size);
   const auto down =
-      unpack(t.element, t.down_weight, a.num_experts, a.hidden_size, a.intermediate_size);
+      unpack_rows(t.element, t.down_weight, a.num_experts, a.hidden_size, a.intermediate_size);
   const auto plain = row_major(a);
   const auto plan = cpu::plan_grouped_experts(plain, {t.expert_ids.data, t.expert_ids.is_int64},
                                               t.num_tokens * t.top_k, cpu::choose_isa());
@@ -237,7 +157,8 @@ void grouped_matmul(const GroupedMatMulAttributes& a, const GroupedMatMulTensors
   test::host_calls().tile_rows = tile_rows;
   use_workspace(workspace, grouped_matmul_workspace_bytes(a, t.element, t.num_rows));
   const auto rows = to_floats(t.element, t.rows, t.num_rows * a.in_features);
-  const auto weight = unpack(t.element, t.weight, a.num_experts, a.out_features, a.in_features);
+  const auto weight =
+      unpack_rows(t.element, t.weight, a.num_experts, a.out_features, a.in_features);
   std::vector<int32_t> ends(t.group_ends, t.group_ends + a.num_experts);
   int32_t begin = 0;
   for (int32_t& end : ends) {

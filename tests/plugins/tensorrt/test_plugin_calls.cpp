@@ -1,11 +1,10 @@
-// What plugins compute, through all that TensorRT calls, on the host functions of
-// host_functions.cpp: the contract in double is the reference.
+// What plugins compute, through all that TensorRT calls: the contract in double is the reference.
+// The host functions are those of host_functions.cpp, or the GPU library's own over the PTX seam.
 #include <cmath>
 #include <random>
 
-#include "cuda/grouped_experts.h"
+#include "elements.h"
 #include "expert_layer.h"
-#include "host_functions.h"
 #include "plugin_node.h"
 
 using namespace moe_export;
@@ -21,10 +20,10 @@ DataType type_of(ElementType element) {
   return kTypes[static_cast<size_t>(element)];
 }
 
-/// Rounding of inputs is taken out by rounding them first: what is left is that of sums in float32
-/// and of one result.
+/// Inputs are rounded before: what is left is the order of sums in float32, and in half precision
+/// the rounding of what an expert has inside and of the result, some units in the last place.
 double tolerance_of(ElementType element) {
-  constexpr double kTolerances[] = {1e-5, 1e-3, 8e-3};
+  constexpr double kTolerances[] = {1e-5, 2e-3, 1.6e-2};
   return kTolerances[static_cast<size_t>(element)];
 }
 
@@ -100,15 +99,6 @@ void test_grouped_experts() {
       }
     }
   }
-  run_case("experts_take_the_tactic_that_is_set", [] {
-    const Layer layer = layer_of(ElementType::kBf16, 5, false);
-    const auto tensors = tensors_of(layer, ElementType::kBf16, DataType::kINT64);
-    const PluginNode node = create(layer.attributes);
-    for (const auto& [tactic, tile_rows] : {std::pair{0, 0}, {1, 0}, {16, 16}, {64, 64}}) {
-      run(node, tensors, tactic);
-      expect(host_calls().tile_rows == tile_rows, "tile of tactic " + std::to_string(tactic));
-    }
-  });
 }
 
 void test_grouped_matmul() {

@@ -1,4 +1,5 @@
 // How plugins are made, copied, configured and refused.
+#include "elements.h"
 #include "host_functions.h"
 #include "plugin_node.h"
 
@@ -261,6 +262,23 @@ void test_tactics() {
            "status");
     expect(tactics == std::vector<int32_t>{1, 16, 64}, "tactics");
     expect_refused(node.runtime().setTactic(32), "this library has no tiles of 32 rows");
+  });
+  run_case("the_kernels_of_an_engine_are_loaded_when_it_is_attached", [] {
+    const PluginNode node = create(experts());
+    expect(configure(node, inputs_of_experts()) == 0, moe_export_last_error());
+    const PluginNode read = serialized_and_read(node);
+    host_calls().prepared.clear();
+    const PluginNode attached(read.runtime().attachToContext(nullptr));
+    expect(host_calls().prepared == std::vector<std::string>{"GroupedExperts fp16"}, "prepared");
+  });
+  run_case("a_call_takes_the_tactic_that_is_set", [] {
+    std::vector<Tensor> inputs = inputs_of_experts();
+    for (Tensor& input : inputs) input.bytes.assign(count_of(input.shape) * 8, 0);
+    const PluginNode node = create(experts());
+    for (const auto& [tactic, tile_rows] : {std::pair{0, 0}, {1, 0}, {16, 16}, {64, 64}}) {
+      run(node, inputs, tactic);
+      expect(host_calls().tile_rows == tile_rows, "tile of tactic " + std::to_string(tactic));
+    }
   });
   run_case("a_tactic_survives_clone_and_attach", [] {
     const PluginNode node = create(experts());

@@ -1,14 +1,13 @@
 # Finds TensorRT's headers: TENSORRT_INCLUDE_DIR or TENSORRT_ROOT, the system's, or those that NVIDIA
 # licenses under Apache-2.0 in the wheel of kernel-lens, which is downloaded once. There is nothing to
-# link. Sets
-#   MOE_EXPORT_TENSORRT_INCLUDE  folder of NvInferRuntime.h, empty if there is none
-#   MOE_EXPORT_TENSORRT_WHY_NOT  what to tell the user then
+# link. NvInferRuntime.h includes the CUDA runtime's header. Sets MOE_EXPORT_TENSORRT_INCLUDES, or
+# MOE_EXPORT_TENSORRT_MISSING to what is missing.
 
 set(KERNEL_LENS kernel-lens==2.0.1)
 set(KERNEL_LENS_SHA256 07cc714e8b5e7f34b672f7c7fad93febe7c747be5837ba276b1527370134ffe0)
 
 # Headers from the wheel, kept in the user's cache.
-function(download_tensorrt_headers include why_not)
+function(download_tensorrt_headers include missing)
   set(${include} "" PARENT_SCOPE)
   if(DEFINED ENV{XDG_CACHE_HOME})
     set(cache $ENV{XDG_CACHE_HOME}/moe-export)
@@ -23,7 +22,7 @@ function(download_tensorrt_headers include why_not)
   endif()
   find_package(Python3 COMPONENTS Interpreter QUIET)
   if(NOT Python3_FOUND)
-    set(${why_not} "no Python to download ${KERNEL_LENS} with" PARENT_SCOPE)
+    set(${missing} "no Python to download ${KERNEL_LENS} with" PARENT_SCOPE)
     return()
   endif()
   file(MAKE_DIRECTORY ${folder})
@@ -36,7 +35,7 @@ function(download_tensorrt_headers include why_not)
   file(GLOB wheel ${folder}/*.whl)
   if(failed OR NOT wheel)
     string(STRIP "${output}" output)
-    set(${why_not} "pip could not download ${KERNEL_LENS}: ${output}" PARENT_SCOPE)
+    set(${missing} "pip could not download ${KERNEL_LENS}: ${output}" PARENT_SCOPE)
     return()
   endif()
   file(ARCHIVE_EXTRACT INPUT ${wheel} DESTINATION ${folder} PATTERNS "kernel_lens/include/tensorrt/*")
@@ -44,10 +43,18 @@ function(download_tensorrt_headers include why_not)
   set(${include} ${headers} PARENT_SCOPE)
 endfunction()
 
-set(MOE_EXPORT_TENSORRT_WHY_NOT "")
+set(MOE_EXPORT_TENSORRT_MISSING "")
 find_path(TENSORRT_INCLUDE_DIR NvInferRuntime.h
   HINTS ${TENSORRT_ROOT} $ENV{TENSORRT_ROOT} $ENV{TENSORRT_INCLUDE_DIR} PATH_SUFFIXES include)
-set(MOE_EXPORT_TENSORRT_INCLUDE ${TENSORRT_INCLUDE_DIR})
-if(NOT MOE_EXPORT_TENSORRT_INCLUDE)
-  download_tensorrt_headers(MOE_EXPORT_TENSORRT_INCLUDE MOE_EXPORT_TENSORRT_WHY_NOT)
+set(include ${TENSORRT_INCLUDE_DIR})
+if(NOT include)
+  download_tensorrt_headers(include MOE_EXPORT_TENSORRT_MISSING)
 endif()
+if(NOT MOE_EXPORT_CUDA_INCLUDE_DIR)  # no GPU kernels are built here, only tests
+  find_package(CUDAToolkit QUIET)
+  find_path(MOE_EXPORT_CUDA_INCLUDE_DIR cuda_runtime_api.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+endif()
+if(NOT MOE_EXPORT_CUDA_INCLUDE_DIR)
+  set(MOE_EXPORT_TENSORRT_MISSING "the CUDA toolkit's cuda_runtime_api.h was not found")
+endif()
+set(MOE_EXPORT_TENSORRT_INCLUDES ${include} ${MOE_EXPORT_CUDA_INCLUDE_DIR})

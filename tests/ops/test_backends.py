@@ -10,6 +10,7 @@ from moe_export.ops import reference, torch_ops
 from moe_export.ops.spec import GroupedExperts, TopKGating
 from moe_export.tolerances import INNER_TOLERANCE, LAYER_TOLERANCE
 from tests.ops.one_function import run_function
+from tests.plugins.cuda.run_gpu_op import run_on_gpu_kernels
 from tests.plugins.one_node import run_node
 
 NAN, INF = np.float32("nan"), np.float32("inf")
@@ -27,7 +28,15 @@ def run_library(attributes, inputs):
     return run_node(attributes.op_type, attributes.to_onnx(), inputs, num_threads=1)
 
 
-@pytest.fixture(params=[run_torch, run_function, run_library], ids=["torch", "portable", "library"])
+BACKENDS = {
+    "torch": run_torch,
+    "portable": run_function,
+    "library": run_library,
+    "gpu": run_on_gpu_kernels,
+}
+
+
+@pytest.fixture(params=BACKENDS.values(), ids=BACKENDS)
 def backend(request):
     """``run(attributes, inputs by name) -> outputs`` of one implementation."""
     return request.param

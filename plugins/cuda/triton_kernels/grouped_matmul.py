@@ -19,6 +19,18 @@ HALF = tl.constexpr(32)
 
 
 @triton.jit
+def least(a, b):
+    """The smaller one; NaN if either is."""
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def greatest(a, b):
+    """The larger one; NaN if either is."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def activate(value, activation, alpha):
     """The contract's activation of a float32 tile; every one is 0 at 0."""
     if activation == SILU:
@@ -29,9 +41,9 @@ def activate(value, activation, alpha):
         inner = 0.7978845608028654 * (value + 0.044715 * value * value * value)
         value = value * tl.sigmoid(2.0 * inner)
     elif activation == RELU:
-        value = tl.maximum(value, 0.0)
+        value = greatest(value, 0.0)
     elif activation == RELU2:
-        value = tl.maximum(value, 0.0)
+        value = greatest(value, 0.0)
         value = value * value
     return value
 
@@ -263,10 +275,10 @@ def grouped_matmul(
     sums = sums * factors + tl.load(bias, mask=has_bias, other=0.0)[None, :]
     if GATED:
         up_sums = up_sums * factors + tl.load(bias + n, mask=has_bias, other=0.0)[None, :]
-        sums = tl.where(limits_output != 0, sums, tl.minimum(sums, limit))
+        sums = tl.where(limits_output != 0, sums, least(sums, limit))
         sums = activate(sums, activation, alpha)
-        sums = tl.where(limits_output != 0, tl.minimum(sums, limit), sums)
-        up_sums = tl.minimum(tl.maximum(up_sums, -limit), limit)
+        sums = tl.where(limits_output != 0, least(sums, limit), sums)
+        up_sums = least(greatest(up_sums, -limit), limit)
         sums = sums * tl.where(output_mask[None, :], up_sums + up_offset, 0.0)
     else:
         sums = activate(sums, activation, alpha)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from moe_export.pack.padded_rows import pack_padded_rows
 from tests.plugins.cuda.host_functions import ELEMENTS, aligned
+from tests.plugins.cuda.run_gpu_op import pack
 from tests.plugins.drawn_experts import expected_output, layers
 
 # Of the largest output: rounding of what lies between the products, and of y, to 2^-11 or 2^-8, and
@@ -30,21 +30,6 @@ FORMS = [("fp32", "fp32", 0, False, tile) for tile in (16, 64)] + [
 ]
 
 
-def _packed(attributes, inputs, name, columns):
-    parts = [inputs.get(f"{name}_{part}") for part in ("weight", "scale", "zero")]
-    return np.stack(
-        [
-            pack_padded_rows(
-                attributes.weight_type,
-                *(None if part is None else part[e] for part in parts),
-                columns=columns,
-                block_size=attributes.block_size,
-            )
-            for e in range(attributes.num_experts)
-        ]
-    )
-
-
 def run_layer(functions, element, tile, attributes, inputs):
     """Output of a layer whose weights are given row-major."""
     a = replace(attributes, weight_layout="cuda_v1")
@@ -52,7 +37,12 @@ def run_layer(functions, element, tile, attributes, inputs):
     ids = aligned(inputs["expert_ids"])
     y = aligned(np.full_like(x, np.nan))
     packed = [
-        aligned(_packed(a, inputs, name, columns))
+        pack(
+            a,
+            inputs[f"{name}_weight"],
+            columns,
+            *(inputs.get(f"{name}_{part}") for part in ("scale", "zero")),
+        )
         for name, columns in (("up", a.hidden_size), ("down", a.intermediate_size))
     ]
     biases = [aligned(inputs[f"{n}_bias"]) if a.has_bias else None for n in ("up", "down")]
@@ -67,9 +57,7 @@ def run_layer(functions, element, tile, attributes, inputs):
 @pytest.mark.parametrize(("element", "weight", "block", "zero", "tile"), FORMS)
 def test_every_variant_computes_the_layer(functions, element, weight, block, zero, tile):
     stored = f"{weight}b32" if block == 32 else weight
-    functions.need(
-        f"gated_matmul_{element}_{stored}_m{tile}", f"matmul_{element}_{stored}_m{tile}"
-    )
+    functions.need(f"gated_matmul_{element}_{stored}_m{tile}", f"matmul_{element}_{stored}_m{tile}")
 
     @settings(
         max_examples=5,

@@ -34,7 +34,7 @@ TYPE_BYTES = {
 
 _LABEL = re.compile(r"([$%\w]+)\s*:(?!:)")
 _STATEMENT = re.compile(r"(?:@(!?)\s*([%\w]+)\s+)?([a-z][\w.:]*)(?:\s+(.*))?", re.S)
-_ONE_LINE = (".version", ".address_size", ".file", ".loc")
+_ONE_LINE = re.compile(r"\.(version|address_size|file|loc)\s")
 _VARIABLE = re.compile(
     r"(?:\.(?:visible|extern|weak|common)\s+)*\.(global|const|shared|local|param)\s+"
     r"(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\s+(?:\.\w+\s+)?(?:\.align\s+\d+\s+)?)?"
@@ -129,7 +129,7 @@ class _Reader:
             line = self._line()
             if self._rest_starts(".target"):
                 target = self._take_until("\n").removeprefix(".target").strip()
-            elif self._rest_starts(*_ONE_LINE):
+            elif _ONE_LINE.match(self._text, self._position):
                 self._take_until("\n")
             elif self._rest_starts(".section"):
                 self._take_until("}")
@@ -197,7 +197,7 @@ class _Reader:
         if match := _LABEL.match(self._text, self._position):
             self._position = match.end()
             self._read_label(body, line, body.rename(match[1]))
-        elif self._rest_starts(*_ONE_LINE):
+        elif _ONE_LINE.match(self._text, self._position):
             self._take_until("\n")
         elif self._rest_starts(".pragma"):
             self._take_until(";")

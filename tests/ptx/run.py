@@ -37,16 +37,21 @@ def load_kernel(
         PtxError: Something in it has no translation.
         ValueError: It has no such kernel.
     """
+    kernels = load_kernels(source, sanitize=sanitize)
+    if entry is None and len(kernels) == 1:
+        return next(iter(kernels.values()))
+    if entry not in kernels:
+        raise ValueError(f"there are the kernels {', '.join(kernels)}, not {entry}")
+    return kernels[entry]
+
+
+def load_kernels(source: str | Path, *, sanitize: str = "") -> dict[str, LoadedKernel]:
+    """As ``load_kernel``, every kernel by name."""
     is_path = isinstance(source, Path) or "\n" not in source
     text = Path(source).read_text() if is_path else str(source)
     name = Path(source).name if is_path else "kernel.ptx"
-    kernels = {kernel.name: kernel for kernel in parse(text).kernels}
-    if entry is None and len(kernels) == 1:
-        entry = next(iter(kernels))
-    if entry not in kernels:
-        raise ValueError(f"{name} has the kernels {', '.join(kernels)}, not {entry}")
     library = build(text, sanitize=sanitize.replace("process", ""), name=name)
-    return LoadedKernel(kernels[entry], library, sanitize)
+    return {kernel.name: LoadedKernel(kernel, library, sanitize) for kernel in parse(text).kernels}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.ptx.records import Symbol
-from tests.ptx.translate.line import Line, cpp_label, translates
+from tests.ptx.translate.line import Line, translates
 
 
 @translates("bra")
@@ -21,7 +21,7 @@ def _(line: Line) -> str:
     if not isinstance(targets, Symbol) or targets.name not in line.names.targets:
         raise line.refuse("its targets are not known")
     cases = " ".join(
-        f"case {i}: goto {cpp_label(label)};"
+        f"case {i}: goto {line.label(Symbol(label))};"
         for i, label in enumerate(line.names.targets[targets.name])
     )
     wrong = f'fault(t, {line.number}, "branches to no target");'

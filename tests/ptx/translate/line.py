@@ -38,12 +38,14 @@ class Names:
         values: What a symbol stands for where it is an operand: an offset of shared memory, or an
             address.
         parameters: Position and bytes of each parameter.
+        labels: Where branches can go.
         targets: Labels that each list of branch targets names.
     """
 
     registers: Mapping[str, str]
     values: Mapping[str, str]
     parameters: Mapping[str, tuple[int, int]]
+    labels: frozenset[str]
     targets: Mapping[str, tuple[str, ...]]
 
 
@@ -180,8 +182,8 @@ class Line:
         return f"at_shared(t, {self.number}, {self.address(operand)}, {size})"
 
     def label(self, operand: Operand) -> str:
-        if not isinstance(operand, Symbol):
-            raise self.refuse(f"{operand} is no label")
+        if not isinstance(operand, Symbol) or operand.name not in self.names.labels:
+            raise self.refuse(f"there is no label {getattr(operand, 'name', operand)}")
         return cpp_label(operand.name)
 
     def _register(self, name: str, type_: str, wider: bool) -> str:

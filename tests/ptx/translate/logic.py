@@ -94,10 +94,11 @@ _PRMT_MODES = {
 
 @translates("prmt")
 def _(line: Line) -> str:
+    mode = line.choose(_PRMT_MODES, "")
     type_ = line.type()
     target, *operands = line.operands(4)
     first, second, selector = (line.value(operand, type_) for operand in operands)
-    if mode := line.choose(_PRMT_MODES, ""):
+    if mode:
         selector = f"prmt_selector<PrmtMode::{mode}>({selector})"
     return f"{line.target(target, type_)} = prmt({first}, {second}, {selector});"
 

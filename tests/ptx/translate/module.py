@@ -79,6 +79,7 @@ def _kernel(module: Module, kernel: Kernel, number: int, file_name: str) -> list
         kernel.registers,
         values,
         {p.name: (i, p.size) for i, p in enumerate(kernel.parameters)},
+        frozenset(label.name for label in kernel.body if isinstance(label, Label)),
         {b.name: b.labels for b in kernel.body if isinstance(b, BranchTargets)},
     )
     lines = [f"void kernel_{number}(Thread& t) {{"]

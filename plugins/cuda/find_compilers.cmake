@@ -1,5 +1,5 @@
 # Finds what compiles GPU kernels: nvcc, and triton, which is fetched into a cache where the machine
-# lacks it. Sets MOE_EXPORT_NVCC, MOE_EXPORT_CUDA_INCLUDE_DIR, MOE_EXPORT_TRITON_PYTHON and
+# lacks it. Sets MOE_EXPORT_NVCC, MOE_EXPORT_CUDA_INCLUDE_DIR, MOE_EXPORT_TRITON_FOLDER and
 # MOE_EXPORT_CUDA_FOUND, or MOE_EXPORT_CUDA_MISSING to what is missing.
 set(triton_version 3.9.0)
 set(MOE_EXPORT_CUDA_FOUND OFF)
@@ -35,31 +35,42 @@ find_package(Python3 REQUIRED COMPONENTS Interpreter)
 if(Python_EXECUTABLE)  # scikit-build-core's
   set(Python3_EXECUTABLE ${Python_EXECUTABLE})
 endif()
-set(MOE_EXPORT_TRITON_FOLDER "")
-execute_process(
-  COMMAND ${Python3_EXECUTABLE} -c "import triton; assert triton.__version__ == '${triton_version}'"
-  RESULT_VARIABLE no_triton OUTPUT_QUIET ERROR_QUIET)
-if(no_triton)
-  if(DEFINED ENV{XDG_CACHE_HOME})
-    set(cache $ENV{XDG_CACHE_HOME})
-  else()
-    set(cache $ENV{HOME}/.cache)
-  endif()
-  execute_process(
-    COMMAND ${Python3_EXECUTABLE} -c "import sys; print('%d%d' % sys.version_info[:2])"
-    OUTPUT_VARIABLE python_version OUTPUT_STRIP_TRAILING_WHITESPACE)
-  set(MOE_EXPORT_TRITON_FOLDER ${cache}/moe-export/triton-${triton_version}-py${python_version})
-  if(NOT EXISTS ${MOE_EXPORT_TRITON_FOLDER}/triton)
-    message(STATUS "Fetching triton ${triton_version}, which compiles GPU kernels")
-    execute_process(
-      COMMAND ${Python3_EXECUTABLE} -m pip install --quiet --no-deps
-        --target ${MOE_EXPORT_TRITON_FOLDER} triton==${triton_version}
-      RESULT_VARIABLE failed ERROR_VARIABLE reason)
-    if(failed)
-      string(STRIP "${reason}" reason)
-      set(MOE_EXPORT_CUDA_MISSING "triton ${triton_version} cannot be installed: ${reason}")
-      return()
-    endif()
-  endif()
+if(DEFINED ENV{XDG_CACHE_HOME})
+  set(cache $ENV{XDG_CACHE_HOME}/moe-export)
+else()
+  set(cache $ENV{HOME}/.cache/moe-export)
 endif()
+# Where triton lies, whether this Python has it or the cache.
+set(where "import pathlib, sys
+sys.path.append(sys.argv[1])
+import triton
+assert triton.__version__ == '${triton_version}'
+print(pathlib.Path(triton.__file__).parents[1])")
+execute_process(
+  COMMAND ${Python3_EXECUTABLE} -c "import sys; print('%d%d' % sys.version_info[:2])"
+  OUTPUT_VARIABLE python_version OUTPUT_STRIP_TRAILING_WHITESPACE)
+set(fetched ${cache}/triton-${triton_version}-py${python_version})
+foreach(attempt have fetch)
+  execute_process(
+    COMMAND ${Python3_EXECUTABLE} -c "${where}" ${fetched}
+    RESULT_VARIABLE failed ERROR_VARIABLE reason
+    OUTPUT_VARIABLE folder OUTPUT_STRIP_TRAILING_WHITESPACE)
+  if(NOT failed OR attempt STREQUAL fetch)
+    break()
+  endif()
+  message(STATUS "Fetching triton ${triton_version}, which compiles GPU kernels")
+  execute_process(
+    COMMAND ${Python3_EXECUTABLE} -m pip install --quiet --no-deps --upgrade
+      --target ${fetched} triton==${triton_version}
+    RESULT_VARIABLE failed ERROR_VARIABLE reason)
+  if(failed)
+    break()
+  endif()
+endforeach()
+if(failed)
+  string(STRIP "${reason}" reason)
+  set(MOE_EXPORT_CUDA_MISSING "triton ${triton_version} cannot be had: ${reason}")
+  return()
+endif()
+set(MOE_EXPORT_TRITON_FOLDER ${folder} CACHE PATH "The folder that holds triton" FORCE)
 set(MOE_EXPORT_CUDA_FOUND ON)

@@ -19,7 +19,7 @@ constexpr int64_t round_up(int64_t value, int64_t multiple) {
 
 std::vector<int> tile_rows(const MatmulForm& form) {
   if (is_stored_as(form.weight_type, form.element)) {
-    if (form.element == ElementType::kFp32) return {16, 64};
+    if (form.element == ElementType::kFp32) return {16};
     return {16, 64, 128};
   }
   if (form.element == ElementType::kFp32) return {};

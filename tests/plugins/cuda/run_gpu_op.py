@@ -28,8 +28,7 @@ def _functions() -> HostFunctions:
     folder = Path(tempfile.mkdtemp(prefix="moe_export_kernels_"))
     functions = HostFunctions(80, folder)
     functions.need("kernels")
-    for name in ("matmul_fp32_fp32", "gated_matmul_fp32_fp32"):
-        functions.need(f"{name}_m16", f"{name}_m64")
+    functions.need("matmul_fp32_fp32_m16", "gated_matmul_fp32_fp32_m16")
     return functions
 
 

@@ -9,6 +9,9 @@ cd "$(dirname "$0")/.."
 mode=${1:-}
 say() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 
+# Machine code for two kinds of GPU: what the tests look at. The other kinds are MOE_EXPORT_CUDA_TARGETS.
+export MOE_EXPORT_CUDA_TARGETS=${MOE_EXPORT_CUDA_TARGETS:-80,90}
+
 say "setup"
 venv=$(scripts/setup.sh cpu,export,hf,samples,dev -e | tail -n 1)
 PATH="$(cd "$venv" && pwd)/bin:$PATH"
@@ -20,7 +23,8 @@ run_cpp_tests() {
   local name=$1
   shift
   cmake -S plugins -B "build/$name" -G Ninja -DMOE_EXPORT_BUILD_TESTS=ON -DMOE_EXPORT_WERROR=ON \
-    -DCMAKE_BUILD_TYPE=RelWithDebInfo "$@" >"build/$name.log"
+    -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython3_EXECUTABLE="$(command -v python)" \
+    "$@" >"build/$name.log"
   cmake --build "build/$name" >>"build/$name.log" || { cat "build/$name.log"; return 1; }
   ctest --test-dir "build/$name" --output-on-failure
 }

@@ -14,7 +14,8 @@ import click
 from moe_export.cli.console import make_table, stdout
 from moe_export.cli.options import Output, common_options
 from moe_export.errors import EnvironmentLacksError
-from moe_export.runners.library import instruction_set, ort_library_path
+from moe_export.runners.gpu import compute_capability
+from moe_export.runners.library import gpu_build, instruction_set, ort_library_path
 
 # What each part of the product needs.
 _PACKAGES = {
@@ -88,10 +89,12 @@ def _library() -> dict[str, Any]:
 
 
 def _gpu() -> dict[str, Any]:
+    build = gpu_build()
     return {
-        "device": shutil.which("nvidia-smi") is not None,
+        "compute_capability": compute_capability(),
         "nvcc": shutil.which("nvcc"),
-        "detail": "this version has no GPU target; a GPU and nvcc are not used",
+        "kernels": {"built_for": build.targets, "missing": build.kernels_missing},
+        "tensorrt_plugins": {"missing": build.plugins_missing_because},
     }
 
 
@@ -111,6 +114,20 @@ def _draw(found: dict[str, Any]) -> None:
     console.print(f"op library {state}: {library['detail']}", soft_wrap=True)
     if library["path"]:
         console.print(f"  {library['path']}", soft_wrap=True)
-    gpu = found["gpu"]
-    present = "found" if gpu["device"] else "none found"
-    console.print(f"GPU: {present}; nvcc: {gpu['nvcc'] or 'not found'}; {gpu['detail']}")
+    _draw_gpu(found["gpu"])
+
+
+def _draw_gpu(gpu: dict[str, Any]) -> None:
+    console = stdout()
+    capability = gpu["compute_capability"]
+    device = f"compute capability {capability}" if capability else "none found"
+    console.print(f"GPU: {device}; nvcc: {gpu['nvcc'] or 'not found'}")
+    kernels, plugins = gpu["kernels"], gpu["tensorrt_plugins"]
+    if kernels["missing"]:
+        state = f"not built: {kernels['missing']}"
+    else:
+        names = ", ".join(f"SM{target}" for target in kernels["built_for"])
+        state = f"built for {names}, and as PTX for later ones"
+    console.print(f"GPU kernels: {state}", soft_wrap=True)
+    state = f"not built: {plugins['missing']}" if plugins["missing"] else "built"
+    console.print(f"TensorRT plugins: {state}", soft_wrap=True)

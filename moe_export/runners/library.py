@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import os
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -45,10 +47,45 @@ def plugin_library_path() -> Path:
     path = _installed(PLUGIN_LIBRARY_NAME)
     if not path.is_file():
         raise EnvironmentLacksError(
-            f"the TensorRT plugins are not built ({path} is missing): install moe-export again on "
-            "a machine with nvcc (CUDA 13 toolkit), which builds them"
+            f"the TensorRT plugins are not built ({gpu_build().plugins_missing_because}): install "
+            "moe-export again on a machine with nvcc (CUDA 12.8 or later), which builds them"
         )
     return path
+
+
+@dataclass(frozen=True)
+class GpuBuild:
+    """What the installation built for GPUs.
+
+    Attributes:
+        targets: Compute capabilities of the kernels' machine code: 90 is 9.0.
+        kernels_missing: Why there are no kernels; empty if there are.
+        plugins_missing: Why there are no TensorRT plugins; empty if there are.
+    """
+
+    targets: tuple[int, ...]
+    kernels_missing: str
+    plugins_missing: str
+
+    @property
+    def plugins_missing_because(self) -> str:
+        """Why there are no TensorRT plugins."""
+        return self.kernels_missing or self.plugins_missing
+
+
+def gpu_build() -> GpuBuild:
+    """What the build wrote down.
+
+    Raises:
+        EnvironmentLacksError: the package is not installed.
+    """
+    path = _installed("gpu_build.json")
+    if not path.is_file():
+        return GpuBuild((), f"{path} is missing: install moe-export again", "")
+    found = json.loads(path.read_text())
+    missing = found["kernels_missing"]
+    targets = () if missing else tuple(map(int, found["targets"].split(",")))
+    return GpuBuild(targets, missing, found["plugins_missing"])
 
 
 def _installed(name: str) -> Path:

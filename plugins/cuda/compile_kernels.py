@@ -157,11 +157,11 @@ def write_output(images: list[Image], output: Path) -> None:
 def write_table(kernels: list[CompiledKernel], output: Path) -> None:
     """Write kernels.csv, a line per kernel and target."""
     lines = ["name,target,threads,shared_bytes,outputs,registers,stack_bytes"]
-    for kernel in sorted(kernels, key=lambda kernel: (kernel.name, kernel.target)):
-        lines.append(
-            f"{kernel.name},{kernel.target},{kernel.threads},{kernel.shared_bytes},"
-            f"{kernel.outputs},{kernel.registers},{kernel.stack_bytes}"
-        )
+    lines += [
+        f"{kernel.name},{kernel.target},{kernel.threads},{kernel.shared_bytes},"
+        f"{kernel.outputs},{kernel.registers},{kernel.stack_bytes}"
+        for kernel in sorted(kernels, key=lambda kernel: (kernel.name, kernel.target))
+    ]
     write_whole(output / "kernels.csv", "\n".join([*lines, ""]).encode())
 
 

@@ -148,7 +148,7 @@ def grouped_matmul(
     """y[row] = activation(weight[expert of row] · x[source of row] + bias), or its gated form.
 
     Args (E experts, R = n or, gated, 2 n rows per weight, M sorted rows):
-        x: [.., x_stride] rows; row r reads row ``pairs[r] // top_k``, or r itself if ``top_k`` is 0.
+        x: [.., x_stride] rows; row r reads row ``pairs[r] // top_k``, or r if ``top_k`` is 0.
         weight, scales, zeros: first codes, float32 scales and zero points; an expert's lie
             ``weight_stride`` elements, ``scale_stride`` floats and ``zero_stride`` bytes apart.
         bias: [E, R] float32, if ``use_bias``.

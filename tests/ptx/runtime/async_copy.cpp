@@ -17,18 +17,31 @@ struct Copy {
   unsigned group;
 };
 
-/// One thread's copies that have not landed, oldest first, and its groups.
-struct CopyQueue {
-  std::deque<Copy> copies;
+/// One thread's copies that have not landed, oldest first, and its groups. Fibers allocate no
+/// memory: ThreadSanitizer would take who frees it for who races.
+class CopyQueue {
+ public:
+  void clear() { begin_ = end_ = num_groups = 0; }
+  bool is_full() const { return end_ - begin_ == kMost; }
+  bool is_empty() const { return begin_ == end_; }
+  void push(const Copy& copy) { copies_[end_++ % kMost] = copy; }
+  const Copy& front() const { return copies_[begin_ % kMost]; }
+  void pop() { ++begin_; }
+
   unsigned num_groups = 0;  ///< committed so far
+
+ private:
+  static constexpr unsigned kMost = 512;
+  std::vector<Copy> copies_ = std::vector<Copy>(kMost);
+  unsigned begin_ = 0, end_ = 0;
 };
 std::vector<CopyQueue> queues;
 
 void land_copies(Thread& thread, unsigned groups) {
   CopyQueue& queue = queues[thread.tid];
-  while (!queue.copies.empty() && queue.copies.front().group < groups) {
-    const Copy copy = queue.copies.front();
-    queue.copies.pop_front();
+  while (!queue.is_empty() && queue.front().group < groups) {
+    const Copy copy = queue.front();
+    queue.pop();
     write_memory(copy.bytes, thread.shared + copy.to, copy.count);
   }
 }
@@ -36,11 +49,12 @@ void land_copies(Thread& thread, unsigned groups) {
 // mbarriers
 
 struct Mbarrier {
+  static constexpr uint32_t kTag = 0x5a, kMostArrivals = 0xfff;
   uint32_t phase : 1;
-  uint32_t left : 15;  ///< arrivals
-  uint32_t count : 15;
-  uint32_t valid : 1;
-  int32_t bytes;  ///< of transfers that are expected
+  uint32_t left : 12;  ///< arrivals
+  uint32_t count : 12;
+  uint32_t tag : 7;  ///< what is made an mbarrier, and nothing else, has it
+  int32_t bytes;     ///< of transfers that are expected
 };
 static_assert(sizeof(Mbarrier) == 8);
 
@@ -50,7 +64,7 @@ Mbarrier& mbarrier_at(const Thread& thread, int line, uint32_t at) {
 }
 Mbarrier& valid_mbarrier_at(const Thread& thread, int line, uint32_t at) {
   Mbarrier& barrier = mbarrier_at(thread, line, at);
-  if (!barrier.valid || barrier.count == 0 || barrier.left > barrier.count) {
+  if (barrier.tag != Mbarrier::kTag) {
     fault(thread, line, "no mbarrier is at shared offset %u", at);
   }
   return barrier;
@@ -110,11 +124,8 @@ void for_each_element(const TensorMap& map, const int32_t* coordinates, Visit vi
 }  // namespace
 
 void forget_transfers(unsigned threads) {
-  queues.resize(threads);
-  for (CopyQueue& queue : queues) {
-    queue.copies.clear();
-    queue.num_groups = 0;
-  }
+  if (queues.size() < threads) queues.resize(threads);
+  for (CopyQueue& queue : queues) queue.clear();
   transfers.clear();
 }
 
@@ -128,7 +139,8 @@ void copy_async(Thread& thread, int line, uint32_t to, uint64_t from, uint32_t c
   CopyQueue& queue = queues[thread.tid];
   Copy copy = {to, count, {}, queue.num_groups};
   for (uint32_t i = 0; i < count; ++i) copy.bytes[i] = bytes[i];
-  queue.copies.push_back(copy);
+  if (queue.is_full()) fault(thread, line, "too many copies that nobody waits for");
+  queue.push(copy);
 }
 
 void commit_copies(Thread& thread) { ++queues[thread.tid].num_groups; }
@@ -144,14 +156,16 @@ void wait_all_copies(Thread& thread) {
 }
 
 void mbarrier_init(Thread& thread, int line, uint32_t at, uint32_t count) {
-  if (count == 0 || count > 0x7fff) fault(thread, line, "mbarrier of %u arrivals", count);
+  if (count == 0 || count > Mbarrier::kMostArrivals) {
+    fault(thread, line, "mbarrier of %u arrivals", count);
+  }
   Mbarrier& barrier = mbarrier_at(thread, line, at);
-  barrier = {0, count, count, 1, 0};
+  barrier = {0, count, count, Mbarrier::kTag, 0};
   release(&barrier);
 }
 
 void mbarrier_invalidate(Thread& thread, int line, uint32_t at) {
-  valid_mbarrier_at(thread, line, at).valid = 0;
+  valid_mbarrier_at(thread, line, at).tag = 0;
 }
 
 void mbarrier_expect(Thread& thread, int line, uint32_t at, uint32_t bytes) {

@@ -32,7 +32,7 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
       check_attributes(attributes);
       Op::check_computed(attributes);
       const std::string element = reader.find_string(kElementField);
-      plugin = new Plugin<Op>(attributes, name == nullptr ? "" : name, element_named(element));
+      plugin = new Plugin<Op>(attributes, name == nullptr ? "" : name, gpu::element_named(element));
     });
     return plugin;
   }

@@ -1,28 +1,12 @@
 #include "creator.h"
 #include "creators.h"
-#include "cuda/expert_dispatch.h"
-#include "op.h"
+#include "expressions.h"
+#include "gpu_ops/expert_dispatch.h"
 
 namespace moe_export::trt {
 namespace {
 
-using nvinfer1::DimsExprs;
-
-struct ExpertDispatchOp : BasicOp<ExpertDispatchAttributes> {
-  static constexpr char kPrefix[] = "dispatch";
-  static constexpr TensorKind kOutputs[] = {TensorKind::kElement, TensorKind::kInt,
-                                            TensorKind::kInt, TensorKind::kInt};
-
-  static std::vector<TensorKind> inputs(const Attributes&) {
-    return {TensorKind::kElement, TensorKind::kIds};
-  }
-
-  static void check_shapes(const Attributes& a, const std::vector<Shape>& inputs,
-                           std::optional<ElementType>) {
-    moe_export::check_shapes(a, inputs);
-    check_slots("dispatch_c4", "expert_ids", inputs[1]);
-  }
-
+struct ExpertDispatchPlugin : gpu::ExpertDispatchOp {
   static void set_shapes(const Attributes& a, const DimsExprs* inputs, DimsExprs* outputs,
                          nvinfer1::IExprBuilder& builder) {
     const auto *const num_tokens = inputs[1].d[0], *const top_k = inputs[1].d[1];
@@ -33,29 +17,12 @@ struct ExpertDispatchOp : BasicOp<ExpertDispatchAttributes> {
     set_shape(outputs[2], {builder.constant(a.num_experts)});
     set_shape(outputs[3], {num_slots});
   }
-
-  static size_t workspace_bytes(const Attributes& a, ElementType,
-                                const std::vector<Shape>& inputs) {
-    return cuda::expert_dispatch_workspace_bytes(a, inputs[1][0] * inputs[1][1]);
-  }
-
-  static void prepare(const Attributes& a, ElementType element) {
-    cuda::prepare_expert_dispatch(a, element);
-  }
-
-  static void run(const Attributes& a, const Call& call, int) {
-    cuda::expert_dispatch(a,
-                          {call.size(1, 0), call.size(1, 1), call.element(), call.input<void>(0),
-                           call.ids(1), call.output<void>(0), call.output<int32_t>(1),
-                           call.output<int32_t>(2), call.output<int32_t>(3)},
-                          call.workspace(), call.stream());
-  }
 };
 
 }  // namespace
 
 nvinfer1::IPluginCreatorV3One& expert_dispatch_creator() {
-  static auto& creator = *new Creator<ExpertDispatchOp>;
+  static auto& creator = *new Creator<ExpertDispatchPlugin>;
   return creator;
 }
 

@@ -9,6 +9,7 @@
 
 #include "errors.h"
 #include "fields.h"
+#include "gpu_ops/op.h"
 #include "tensors.h"
 
 namespace moe_export::trt {
@@ -21,7 +22,8 @@ inline constexpr char kElementField[] = "element_type";
 /// that cannot time, leave the tile to the sizes of each call.
 inline constexpr int32_t kTileByCall = 1;
 
-/// One node of op `Op` (op.h), in all three of TensorRT's capabilities.
+/// One node of op `Op` (gpu_ops/op.h) with `set_shapes(attributes, inputs, outputs, builder)`, in
+/// all three of TensorRT's capabilities.
 template <class Op>
 class Plugin final : public nvinfer1::IPluginV3,
                      public nvinfer1::IPluginV3OneCore,
@@ -33,7 +35,10 @@ class Plugin final : public nvinfer1::IPluginV3,
   using Static = nvinfer1::PluginTensorDesc;
 
   Plugin(const Attributes& attributes, std::string node, std::optional<ElementType> element)
-      : attributes_(attributes), node_(std::move(node)), element_(element) {
+      : attributes_(attributes),
+        node_(std::move(node)),
+        num_inputs_(input_names(attributes).size()),
+        element_(element) {
     describe();
   }
 
@@ -75,12 +80,11 @@ class Plugin final : public nvinfer1::IPluginV3,
  private:
   std::unique_ptr<Plugin> copy() const noexcept;
   void describe();
-  void check_types(const std::vector<DataType>& types) const;
   void prepare(ElementType element);
-  static std::string inputs_label() { return std::string(Op::kPrefix) + "_inputs"; }
 
   Attributes attributes_;
   std::string node_;
+  size_t num_inputs_;
   std::optional<ElementType> element_;  ///< known once configured, and then serialized
   int32_t tile_rows_ = 0;               ///< 0: by the sizes of each call
   std::vector<int32_t> tactics_;

@@ -43,22 +43,15 @@ void Plugin<Op>::describe() {
 }
 
 template <class Op>
-void Plugin<Op>::check_types(const std::vector<DataType>& types) const {
-  const std::vector<std::string> names = input_names(attributes_);
-  check_input_count(inputs_label(), names, types.size());
-  const std::vector<TensorKind> kinds = Op::inputs(attributes_);
-  for (size_t i = 0; i < types.size(); ++i) {
-    check_type(inputs_label(), names[i], kinds[i], types[i]);
-  }
-  Op::check_element(attributes_, *element_of(types[0]));
-}
-
-template <class Op>
 int32_t Plugin<Op>::getOutputDataTypes(DataType* outputs, int32_t num_outputs,
                                        const DataType* inputs, int32_t num_inputs) const noexcept {
   return guard(node_, [&] {
-    check_types({inputs, inputs + num_inputs});
-    for (int32_t i = 0; i < num_outputs; ++i) outputs[i] = type_of(Op::kOutputs[i], inputs[0]);
+    std::vector<gpu::TensorType> types;
+    for (int32_t i = 0; i < num_inputs; ++i) types.push_back(tensor_type_of(inputs[i]));
+    gpu::check_types<Op>(attributes_, types);
+    for (int32_t i = 0; i < num_outputs; ++i) {
+      outputs[i] = data_type_of(gpu::type_of(Op::kOutputs[i], types[0]));
+    }
   });
 }
 
@@ -68,7 +61,8 @@ int32_t Plugin<Op>::getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t n
                                     nvinfer1::DimsExprs* outputs, int32_t,
                                     nvinfer1::IExprBuilder& builder) noexcept {
   return guard(node_, [&] {
-    check_input_count(inputs_label(), input_names(attributes_), static_cast<size_t>(num_inputs));
+    const std::string label = std::string(Op::kPrefix) + "_inputs";
+    check_input_count(label, input_names(attributes_), static_cast<size_t>(num_inputs));
     std::vector<Shape> shapes;
     for (int32_t i = 0; i < num_inputs; ++i) shapes.push_back(shape_of(inputs[i]));
     Op::check_shapes(attributes_, shapes, std::nullopt);  // types are not known here
@@ -80,14 +74,15 @@ int32_t Plugin<Op>::getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t n
 template <class Op>
 bool Plugin<Op>::supportsFormatCombination(int32_t position, const Dynamic* tensors,
                                            int32_t num_inputs, int32_t) noexcept {
-  const auto& tensor = tensors[position].desc;
-  if (tensor.format != nvinfer1::TensorFormat::kLINEAR) return false;
+  if (tensors[position].desc.format != nvinfer1::TensorFormat::kLINEAR) return false;
+  const gpu::TensorType type = tensor_type_of(tensors[position].desc.type);
   if (position >= num_inputs) {
-    return tensor.type == type_of(Op::kOutputs[position - num_inputs], tensors[0].desc.type);
+    const gpu::TensorType element = tensor_type_of(tensors[0].desc.type);
+    return type == gpu::type_of(Op::kOutputs[position - num_inputs], element);
   }
   try {
-    if (!is_allowed(Op::inputs(attributes_).at(position), tensor.type)) return false;
-    if (position == 0) Op::check_element(attributes_, *element_of(tensor.type));
+    if (!gpu::is_allowed(Op::inputs(attributes_).at(position), type)) return false;
+    if (position == 0) Op::check_element(attributes_, *gpu::element_of(type));
     return true;
   } catch (const std::exception&) {
     return false;
@@ -98,15 +93,15 @@ template <class Op>
 int32_t Plugin<Op>::configurePlugin(const Dynamic* inputs, int32_t num_inputs, const Dynamic*,
                                     int32_t) noexcept {
   return guard(node_, [&] {
-    std::vector<DataType> types;
+    std::vector<gpu::TensorType> types;
     std::vector<Shape> shapes, largest;
     for (int32_t i = 0; i < num_inputs; ++i) {
-      types.push_back(inputs[i].desc.type);
+      types.push_back(tensor_type_of(inputs[i].desc.type));
       shapes.push_back(shape_of(inputs[i].desc.dims));
       largest.push_back(shape_of(inputs[i].max));
     }
-    check_types(types);
-    element_ = element_of(types[0]);
+    gpu::check_types<Op>(attributes_, types);
+    element_ = gpu::element_of(types[0]);
     Op::check_shapes(attributes_, shapes, element_);
     Op::check_shapes(attributes_, largest, element_);
     const std::vector<int> tiles = Op::tiles(attributes_, *element_);
@@ -124,9 +119,9 @@ size_t Plugin<Op>::getWorkspaceSize(const Dynamic* inputs, int32_t num_inputs, c
   guard(node_, [&] {
     std::vector<Shape> largest;
     for (int32_t i = 0; i < num_inputs; ++i) largest.push_back(shape_of(inputs[i].max));
-    const auto element = element_of(inputs[0].desc.type);
+    const auto element = gpu::element_of(tensor_type_of(inputs[0].desc.type));
     const size_t needed = Op::workspace_bytes(attributes_, element.value(), largest);
-    bytes = needed == 0 ? 0 : needed + kWorkspaceAlignment;
+    bytes = needed == 0 ? 0 : needed + gpu::kWorkspaceAlignment;
   });
   return bytes;
 }
@@ -168,14 +163,14 @@ template <class Op>
 int32_t Plugin<Op>::onShapeChange(const Static* inputs, int32_t num_inputs, const Static*,
                                   int32_t) noexcept {
   return guard(node_, [&] {
-    std::vector<DataType> types;
+    std::vector<gpu::TensorType> types;
     std::vector<Shape> shapes;
     for (int32_t i = 0; i < num_inputs; ++i) {
-      types.push_back(inputs[i].type);
+      types.push_back(tensor_type_of(inputs[i].type));
       shapes.push_back(shape_of(inputs[i].dims));
     }
-    check_types(types);
-    const ElementType element = *element_of(types[0]);
+    gpu::check_types<Op>(attributes_, types);
+    const ElementType element = *gpu::element_of(types[0]);
     Op::check_shapes(attributes_, shapes, element);
     prepare(element);
   });
@@ -185,7 +180,12 @@ template <class Op>
 int32_t Plugin<Op>::enqueue(const Static* inputs_as, const Static*, const void* const* inputs,
                             void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
   return guard(node_, [&] {
-    Op::run(attributes_, Call(inputs_as, inputs, outputs, workspace, stream), tile_rows_);
+    gpu::TensorRef tensors[gpu::kMostInputs];
+    for (size_t i = 0; i < num_inputs_; ++i) {
+      const nvinfer1::Dims& dims = inputs_as[i].dims;
+      tensors[i] = {inputs[i], dims.d, dims.nbDims, tensor_type_of(inputs_as[i].type)};
+    }
+    Op::run(attributes_, gpu::Call(tensors, outputs, workspace, stream), tile_rows_);
   });
 }
 

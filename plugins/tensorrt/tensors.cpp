@@ -1,72 +1,32 @@
 #include "tensors.h"
 
 namespace moe_export::trt {
-namespace {
 
-constexpr ElementType kElements[] = {ElementType::kFp32, ElementType::kFp16, ElementType::kBf16};
+using gpu::TensorType;
 
-std::string name_of(DataType type) {
-  static constexpr const char* kNames[] = {"float32", "float16", "int8",     "int32", "bool",
-                                           "uint8",   "fp8",     "bfloat16", "int64", "int4"};
-  const auto index = static_cast<size_t>(type);
-  return index < std::size(kNames) ? kNames[index] : "data type " + std::to_string(index);
-}
-
-const char* types_of(TensorKind kind) {
-  static constexpr const char* kTypes[] = {"float32, float16 or bfloat16", "int32 or int64",
-                                           "float32", "int32", "int8"};
-  return kTypes[static_cast<size_t>(kind)];
-}
-
-}  // namespace
-
-std::optional<ElementType> element_of(DataType type) {
+TensorType tensor_type_of(DataType type) {
   switch (type) {
     case DataType::kFLOAT:
-      return ElementType::kFp32;
+      return TensorType::kFp32;
     case DataType::kHALF:
-      return ElementType::kFp16;
+      return TensorType::kFp16;
     case DataType::kBF16:
-      return ElementType::kBf16;
+      return TensorType::kBf16;
+    case DataType::kINT8:
+      return TensorType::kInt8;
+    case DataType::kINT32:
+      return TensorType::kInt32;
+    case DataType::kINT64:
+      return TensorType::kInt64;
     default:
-      return std::nullopt;
+      return TensorType::kOther;
   }
 }
 
-std::optional<ElementType> element_named(const std::string& name) {
-  for (const ElementType element : kElements) {
-    if (cuda::name_of(element) == name) return element;
-  }
-  return std::nullopt;
-}
-
-bool is_allowed(TensorKind kind, DataType type) {
-  switch (kind) {
-    case TensorKind::kElement:
-      return element_of(type).has_value();
-    case TensorKind::kIds:
-      return type == DataType::kINT32 || type == DataType::kINT64;
-    default:
-      return type == type_of(kind, type);
-  }
-}
-
-DataType type_of(TensorKind output, DataType element) {
-  switch (output) {
-    case TensorKind::kElement:
-      return element;
-    case TensorKind::kFloat:
-      return DataType::kFLOAT;
-    case TensorKind::kPacked:
-      return DataType::kINT8;
-    default:
-      return DataType::kINT32;
-  }
-}
-
-void check_type(const std::string& label, const std::string& name, TensorKind kind, DataType type) {
-  require(is_allowed(kind, type), label,
-          [&] { return name + " must be " + types_of(kind) + "; found " + name_of(type); });
+DataType data_type_of(TensorType type) {
+  constexpr DataType kTypes[] = {DataType::kFLOAT, DataType::kHALF,  DataType::kBF16,
+                                 DataType::kINT8,  DataType::kINT32, DataType::kINT64};
+  return kTypes[static_cast<size_t>(type)];
 }
 
 Shape shape_of(const nvinfer1::Dims& dims) { return {dims.d, dims.d + dims.nbDims}; }
@@ -77,12 +37,6 @@ Shape shape_of(const nvinfer1::DimsExprs& dims) {
     shape.push_back(dims.d[i]->isConstant() ? dims.d[i]->getConstantValue() : kUnknownSize);
   }
   return shape;
-}
-
-void* Call::workspace() const {
-  const auto address = reinterpret_cast<uintptr_t>(workspace_);
-  const uintptr_t beyond = address % kWorkspaceAlignment;
-  return static_cast<char*>(workspace_) + (beyond == 0 ? 0 : kWorkspaceAlignment - beyond);
 }
 
 }  // namespace moe_export::trt

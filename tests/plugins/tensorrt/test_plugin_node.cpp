@@ -205,7 +205,7 @@ void test_tensors() {
     refused(2, DataType::kHALF, {5, 2}, "experts_inputs: expert_weights must be float32; found fl");
     refused(3, DataType::kINT8, {4, 100},
             "experts_c4: up_weight must be [4, 12288]; found [4, 100");
-    refused(4, DataType::kFP8, {4, 4096}, "experts_inputs: down_weight must be int8; found fp8");
+    refused(4, DataType::kFP8, {4, 4096}, "experts_inputs: down_weight must be int8; found a type");
     refused(5, DataType::kFLOAT, {4, 48}, "experts_c5: up_bias must be [4, 96]; found [4, 48]");
     std::vector<Tensor> fewer = inputs_of_experts();
     fewer.pop_back();

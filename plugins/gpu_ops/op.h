@@ -1,16 +1,14 @@
-// What the plugins' ops have in common. An op is a class of static functions for `Plugin`; those
-// that `BasicOp` lacks it must have.
+// What the GPU ops have in common. An op is a class of static functions, for whatever runtime's
+// adapter; those that `BasicOp` lacks it must have.
 #pragma once
-#include <NvInferRuntime.h>
-
-#include <initializer_list>
 #include <limits>
 #include <string>
 #include <vector>
 
+#include "spec/attribute_checks.h"
 #include "tensors.h"
 
-namespace moe_export::trt {
+namespace moe_export::gpu {
 
 template <class OpAttributes>
 struct BasicOp {
@@ -22,8 +20,7 @@ struct BasicOp {
   // static void check_shapes(const Attributes&, const std::vector<Shape>& inputs,
   //                          std::optional<ElementType>);
   //   Throws for wrong shapes; sizes and the type may be unknown.
-  // static void set_shapes(const Attributes&, const DimsExprs* inputs, DimsExprs* outputs,
-  //                        IExprBuilder&);
+  // static std::vector<Shape> output_shapes(const Attributes&, const std::vector<Shape>& inputs);
   // static void prepare(const Attributes&, ElementType);
   // static void run(const Attributes&, const Call&, int tile_rows);
 
@@ -85,10 +82,15 @@ void check_element_with_weights(const typename Op::Attributes& a, ElementType el
   });
 }
 
-inline void set_shape(nvinfer1::DimsExprs& output,
-                      std::initializer_list<const nvinfer1::IDimensionExpr*> sizes) {
-  output.nbDims = 0;
-  for (const auto* const size : sizes) output.d[output.nbDims++] = size;
+/// Throws unless a node's inputs are as many as the attributes say, and of the right types.
+template <class Op>
+void check_types(const typename Op::Attributes& a, const std::vector<TensorType>& types) {
+  const std::string label = std::string(Op::kPrefix) + "_inputs";
+  const std::vector<std::string> names = input_names(a);
+  check_input_count(label, names, types.size());
+  const std::vector<TensorKind> kinds = Op::inputs(a);
+  for (size_t i = 0; i < types.size(); ++i) check_type(label, names[i], kinds[i], types[i]);
+  Op::check_element(a, *element_of(types[0]));
 }
 
-}  // namespace moe_export::trt
+}  // namespace moe_export::gpu

@@ -79,7 +79,7 @@ class AxisSpec:
         Raises:
             UsageError: the text has another form.
         """
-        match = re.fullmatch(r"(\w+)\.(\d+)(?:=(\d+)\.\.(\d+))?", text.strip())
+        match = re.fullmatch(r"(\w+(?:\.\w+)*)\.(\d+)(?:=(\d+)\.\.(\d+))?", text.strip())
         if not match:
             raise UsageError(f"{text!r}: expected NAME.AXIS or NAME.AXIS=MIN..MAX, as in x.0=1..64")
         low, high = (int(match[3]), int(match[4])) if match[3] else (None, None)
@@ -219,6 +219,11 @@ class BuildPlan:
             )
 
     def _check_engine_options(self) -> None:
+        if self.telemetry and self.target in ENGINE_TARGETS:
+            raise UsageError(
+                "--telemetry needs --target cpu or portable: it counts with an operator "
+                "(ScatterElements that adds) that TensorRT does not take"
+            )
         for name, target in (
             ("compute_capabilities", "tensorrt-rtx"),
             ("hardware_compatible", "tensorrt"),

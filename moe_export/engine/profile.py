@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moe_export.errors import UnsupportedModelError, UsageError
 from moe_export.plan import AxisSpec
@@ -14,6 +14,10 @@ from moe_export.runners.fingerprint import Profile
 # Largest sizes of axes that no range was asked for: a batch beside another axis, and all else.
 MOST_IN_BATCH = 8
 MOST_TOKENS = 2048
+# The one axis that is empty as a rule: a cache before the first token.
+MAY_BE_EMPTY = "past_sequence"
+# What an axis of a graph with a cache is, of which a symbol of its own says nothing.
+_TOTALS = {"total_sequence": ("past_sequence", "sequence")}
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,27 @@ class SymbolRange:
 
     Attributes:
         symbol: Its name.
+        axis: The first axis of that size, as ``--dynamic`` names it.
         least, best, largest: The sizes.
         asked: The user gave the range.
     """
 
     symbol: str
+    axis: str
     least: int
     best: int
     largest: int
     asked: bool
+
+
+def spell_totals(inputs: Sequence[GraphInput]) -> tuple[GraphInput, ...]:
+    """The inputs with the sizes of a cache's mask as sums of what they count."""
+    symbols = {size for item in inputs for size in item.sizes if isinstance(size, str)}
+    sums = {t: " + ".join(parts) for t, parts in _TOTALS.items() if {*parts} <= symbols}
+    return tuple(
+        replace(item, sizes=tuple(sums.get(str(size), size) for size in item.sizes))
+        for item in inputs
+    )
 
 
 def find_ranges(
@@ -66,15 +82,22 @@ def find_ranges(
     found: dict[str, SymbolRange] = {}
     for item in inputs:
         for axis, size in enumerate(item.sizes):
-            if isinstance(size, int) or not size.isidentifier():
-                continue
             spec = asked.get((item.name, axis))
-            if spec is None and size in found:
+            if isinstance(size, int) or not size.isidentifier():
+                if spec is not None:
+                    raise UsageError(
+                        f"--dynamic {item.name}.{axis}: its size is {size}; give ranges for the "
+                        "axes that it follows from"
+                    )
                 continue
             known = found.get(size)
-            limits = _limits(item, axis, spec, known if known and known.asked else None)
-            example = item.example[axis] if example_given else None
-            found[size] = _range(size, limits, example, asked=spec is not None)
+            if known is None or spec is not None:
+                limits = _limits(item, axis, spec, known if known and known.asked else None)
+                name = known.axis if known else f"{item.name}.{axis}"
+                best = _best(limits, item.example[axis] if example_given else None)
+                found[size] = SymbolRange(
+                    size, name, limits[0], best, limits[1], asked=spec is not None
+                )
     return tuple(found.values())
 
 
@@ -84,8 +107,8 @@ def _limits(
     if spec is None:
         symbols = [size for size in item.sizes if isinstance(size, str)]
         most = MOST_IN_BATCH if axis == 0 and len(symbols) > 1 else MOST_TOKENS
-        return 1, max(most, item.example[axis])
-    least, largest = max(spec.minimum or 1, 1), spec.maximum or MOST_TOKENS
+        return int(item.sizes[axis] != MAY_BE_EMPTY), max(most, item.example[axis])
+    least, largest = spec.minimum or 0, spec.maximum or MOST_TOKENS
     if known is not None:
         least, largest = max(least, known.least), min(largest, known.largest)
     if least > largest:
@@ -96,12 +119,10 @@ def _limits(
     return least, largest
 
 
-def _range(
-    symbol: str, limits: tuple[int, int], example: int | None, *, asked: bool
-) -> SymbolRange:
+def _best(limits: tuple[int, int], example: int | None) -> int:
     least, largest = limits
-    best = round(math.sqrt(least * largest)) if example is None else example
-    return SymbolRange(symbol, least, min(max(best, least), largest), largest, asked)
+    best = round(math.sqrt(max(least, 1) * largest)) if example is None else example
+    return min(max(best, least), largest)
 
 
 def make_profile(inputs: Sequence[GraphInput], ranges: Iterable[SymbolRange]) -> Profile:
@@ -157,6 +178,6 @@ def _evaluate(node: ast.expr, values: Mapping[str, int]) -> int:
 def describe_ranges(ranges: Sequence[SymbolRange]) -> str:
     """One line for people: what the engine takes, and how to have it otherwise."""
     parts = [f"{r.symbol} {r.least} to {r.largest} (best at {r.best})" for r in ranges]
-    free = [r.symbol for r in ranges if not r.asked]
-    more = f"; --dynamic NAME.AXIS=MIN..MAX sets {' and '.join(free)}" if free else ""
+    free = [f"--dynamic {r.axis}=MIN..MAX" for r in ranges if not r.asked]
+    more = f"; otherwise with {', '.join(free)}" if free else ""
     return f"the engine takes {', '.join(parts)}{more}"

@@ -8,7 +8,13 @@ import onnx_ir as ir
 
 from moe_export.engine.build import BuiltEngine, build_engine
 from moe_export.engine.environment import EngineEnvironment
-from moe_export.engine.profile import GraphInput, describe_ranges, find_ranges, make_profile
+from moe_export.engine.profile import (
+    GraphInput,
+    describe_ranges,
+    find_ranges,
+    make_profile,
+    spell_totals,
+)
 from moe_export.errors import UnsupportedModelError
 from moe_export.ops.nodes import moe_nodes
 from moe_export.pack.model_file import PackedModel
@@ -44,6 +50,7 @@ def make_engine(
             plugins.
         EnvironmentLacksError: TensorRT or the plugins do not load.
     """
+    inputs = spell_totals(inputs)
     ranges = find_ranges(inputs, plan.dynamic, example_given=example_given)
     if ranges:
         progress.remark(describe_ranges(ranges))

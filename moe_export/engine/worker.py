@@ -108,8 +108,15 @@ def _parse(trt: Any, network: Any, model: str, library: ctypes.CDLL, log: list[s
         error = parser.get_error(number)
         where = f"{error.node_operator()} {error.node_name()}: " if error.node_operator() else ""
         found.append(f"{where}{error.desc()}")
-    log[:0] = found
+    # The log says the same again, with the importer's own lines around it.
+    told = "\n".join(found)
+    log[:] = [*found, *(line for line in log if line not in told and not _is_frame(line))]
     raise BuildFailure(REFUSED, _explain("its parser refuses the graph", library, log))
+
+
+def _is_frame(line: str) -> bool:
+    """Whether a line of the log only says where the importer was."""
+    return line.startswith("ModelImporter.cpp")
 
 
 def _plugin_layers(trt: Any, network: Any) -> dict[str, list[str]]:  # noqa: ANN401
@@ -165,6 +172,8 @@ def _explain(text: str, library: ctypes.CDLL, log: list[str]) -> str:
         last_error.restype = ctypes.c_char_p
         if said := last_error():
             lines.append(f"plugin: {said.decode(errors='replace')}")
+            # TensorRT then only repeats that a plugin failed, in many words.
+            return "\n  ".join([*lines, *(line.split("\n")[0] for line in log[:1])])
     lines += list(dict.fromkeys(log))[:_MOST_LINES]
     return "\n  ".join(lines)
 

@@ -101,8 +101,8 @@ def cast_experts(model: ir.Model, dtype: DType) -> None:
         wide = x.dtype
         node.replace_input_with(0, cast_before(node, x, wanted))
         y.type = ir.TensorType(wanted)
-        cast = _cast(y, wide)
         users = list(y.uses())
+        cast = _cast(y, wide)
         model.graph.insert_after(node, cast)
         for user, index in users:
             user.replace_input_with(index, cast.outputs[0])

@@ -134,10 +134,14 @@ def smaller(a, b):
     return np.where(both_zero, np.where(np.signbit(a), a, b), result)
 
 
+def smaller_or_nan(a, b):
+    return np.where(np.isnan(a) | np.isnan(b), np.nan, smaller(a, b))
+
+
 FLOATS = {
     "min.f32 %d, %a, %b;": smaller,
     "max.f32 %d, %a, %b;": lambda a, b: -smaller(-a, -b),
-    "min.NaN.f32 %d, %a, %b;": lambda a, b: np.where(np.isnan(a + b) & (np.isnan(a) | np.isnan(b)), np.nan, smaller(a, b)),
+    "min.NaN.f32 %d, %a, %b;": smaller_or_nan,
     "max.f32 %d, %a, %b, 0f3F000000;": lambda a, b: np.fmax(-smaller(-a, -b), np.float32(0.5)),
     "add.f32 %d, %a, %b;": np.add,
     "add.ftz.f32 %d, %a, %b;": lambda a, b: flush(flush(a) + flush(b)),
@@ -146,13 +150,22 @@ FLOATS = {
     "div.full.f32 %d, %a, %b;": np.divide,
     "neg.f32 %d, %a; add.f32 %d, %d, %b;": lambda a, b: -a + b,
     "abs.f32 %d, %a; add.f32 %d, %d, %b;": lambda a, b: np.abs(a) + b,
-    "ex2.approx.f32 %d, %a; add.f32 %d, %d, %b;": lambda a, b: np.exp2(a.astype(np.float64)).astype(np.float32) + b,
-    "ex2.approx.ftz.f32 %d, %a; add.f32 %d, %d, %b;": lambda a, b: flush(np.exp2(flush(a).astype(np.float64)).astype(np.float32)) + b,
+    "ex2.approx.f32 %d, %a; add.f32 %d, %d, %b;": lambda a, b: in_double(np.exp2, a) + b,
+    "ex2.approx.ftz.f32 %d, %a; add.f32 %d, %d, %b;": lambda a, b: flushed_exp2(a) + b,
     "rcp.rn.f32 %d, %a; add.f32 %d, %d, %b;": lambda a, b: 1 / a + b,
     "sqrt.rn.f32 %d, %a; add.f32 %d, %d, %b;": lambda a, b: np.sqrt(a) + b,
-    "lg2.approx.f32 %d, %a; add.f32 %d, %d, %b;": lambda a, b: np.log2(a.astype(np.float64)).astype(np.float32) + b,
+    "lg2.approx.f32 %d, %a; add.f32 %d, %d, %b;": lambda a, b: in_double(np.log2, a) + b,
     "copysign.f32 %d, %a, %b;": lambda a, b: np.copysign(b, a),
 }  # fmt: skip
+
+
+def flushed_exp2(values):
+    return flush(in_double(np.exp2, flush(values)))
+
+
+def in_double(function, values):
+    """Rounded once, from what is all but exact."""
+    return function(values.astype(np.float64)).astype(np.float32)
 
 
 def flush(values):

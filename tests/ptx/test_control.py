@@ -51,8 +51,8 @@ WARP = {
     "shfl.sync.up.b32 %r3|%p1, %r1, 3, 0, -1; selp.b32 %r9, 1, 0, %p1;": LANES >= 3,
     "shfl.sync.down.b32 %r3|%p1, %r1, 3, 0x1f, -1; selp.b32 %r9, 1, 0, %p1;": LANES <= 28,
     "setp.gt.s32 %p1, %r1, 20; vote.sync.ballot.b32 %r9, %p1, -1;": 0 * LANES + bits_of(LANES > 20),
-    "setp.gt.s32 %p1, %r1, 20; vote.sync.any.pred %p2, %p1, -1; selp.b32 %r9, 1, 0, %p2;": LANES >= 0,
-    "setp.gt.s32 %p1, %r1, 20; vote.sync.all.pred %p2, %p1, -1; selp.b32 %r9, 1, 0, %p2;": LANES < 0,
+    "setp.eq.s32 %p1, %r1, 2;vote.sync.any.pred %p2, %p1, -1; selp.b32 %r9, 1, 0, %p2;": LANES >= 0,
+    "setp.gt.s32 %p1, %r1, 2; vote.sync.all.pred %p2, %p1, -1; selp.b32 %r9, 1, 0, %p2;": LANES < 0,
     "redux.sync.add.s32 %r9, %r1, -1;": 0 * LANES + 496,
     "sub.s32 %r3, %r1, 9; redux.sync.min.s32 %r9, %r3, -1;": 0 * LANES + 2**32 - 9,
     "sub.s32 %r3, %r1, 9; redux.sync.min.u32 %r9, %r3, -1;": 0 * LANES,
@@ -61,7 +61,7 @@ WARP = {
     "mov.u32 %r9, %lanemask_lt;": (1 << LANES) - 1,
     # Lanes apart: a shuffle of the first eight alone.
     "mov.u32 %r9, 0; setp.ge.u32 %p1, %r1, 8; @%p1 bra APART; "
-    "shfl.sync.bfly.b32 %r9, %r1, 1, 0x1f, 0xff; APART: bar.warp.sync -1;": np.where(LANES < 8, LANES ^ 1, 0),
+    "shfl.sync.bfly.b32 %r9, %r1, 1, 31, 0xff; APART: bar.warp.sync -1;": (LANES < 8) * (LANES ^ 1),
 }  # fmt: skip
 
 
@@ -191,7 +191,7 @@ def test_blocks_have_their_places():
         ("setp.eq.s32 %p1, %r1, 3; @%p1 bra SKIP; bar.warp.sync -1; SKIP: bar.sync 0;", "for ever"),
         ("setp.lt.s32 %p1, %r1, 32; @%p1 bar.sync 1;", ""),
         ("setp.lt.s32 %p1, %r1, 32; @%p1 bar.sync 1, 64;", "for ever.*barrier 1"),
-        ("setp.lt.s32 %p1, %r1, 7; @%p1 bra A;\nbar.sync 0; bra B;\nA: bar.sync 0; B:", "its warp does"),
+        ("setp.lt.s32 %p1, %r1, 7; @%p1 bra A;\nbar.sync 0; bra B;\nA: bar.sync 0; B:", "its warp"),
         ("bar.sync 16;", "no barrier 16"),
         ("bar.sync 0, 33;", "33 threads, not of warps"),
         ("shfl.sync.idx.b32 %r9, %r1, 0, 0x1f, 2;", "is without itself"),

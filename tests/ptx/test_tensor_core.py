@@ -50,7 +50,7 @@ ret;
 """
 
 
-# Types of a and b, of c and d; k; how to draw elements; their bits; bytes of an element.
+# k; how to draw elements; their bits; type of the sum.
 def draw_floats(*shape):
     return RNG.standard_normal(shape).astype(np.float16).astype(np.float32)
 
@@ -83,16 +83,17 @@ def e4m3_bits(values):
     return np.vectorize(lambda v: table[abs(v)] | (0x80 if v < 0 else 0))(values).astype(np.uint8)
 
 
+# k, how to draw elements, their bits.
 FORMS = {
-    "m16n8k16 f32 f16": (16, draw_floats, lambda v: v.astype(np.float16), "f32"),
-    "m16n8k8 f32 f16": (8, draw_floats, lambda v: v.astype(np.float16), "f32"),
-    "m16n8k16 f16 f16": (16, draw_small, lambda v: v.astype(np.float16), "f16"),
-    "m16n8k16 f32 bf16": (16, draw_small, bf16_bits, "f32"),
-    "m16n8k8 f32 tf32": (8, draw_floats, lambda v: v, "f32"),
-    "m16n8k4 f32 tf32": (4, draw_floats, lambda v: v, "f32"),
-    "m16n8k32 s32 s8": (32, draw_bytes, lambda v: v.astype(np.int8), "s32"),
-    "m16n8k16 s32 s8": (16, draw_bytes, lambda v: v.astype(np.int8), "s32"),
-    "m16n8k32 f32 e4m3": (32, draw_small, e4m3_bits, "f32"),
+    "m16n8k16 f32 f16": (16, draw_floats, lambda v: v.astype(np.float16)),
+    "m16n8k8 f32 f16": (8, draw_floats, lambda v: v.astype(np.float16)),
+    "m16n8k16 f16 f16": (16, draw_small, lambda v: v.astype(np.float16)),
+    "m16n8k16 f32 bf16": (16, draw_small, bf16_bits),
+    "m16n8k8 f32 tf32": (8, draw_floats, lambda v: v),
+    "m16n8k4 f32 tf32": (4, draw_floats, lambda v: v),
+    "m16n8k32 s32 s8": (32, draw_bytes, lambda v: v.astype(np.int8)),
+    "m16n8k16 s32 s8": (16, draw_bytes, lambda v: v.astype(np.int8)),
+    "m16n8k32 f32 e4m3": (32, draw_small, e4m3_bits),
 }
 
 
@@ -118,7 +119,7 @@ def accumulators(matrix):
 @pytest.mark.parametrize("form", FORMS)
 def test_mma(form):
     shape, sum_, element = form.split()
-    depth, draw, to_bits, _ = FORMS[form]
+    depth, draw, to_bits = FORMS[form]
     a, b, c = draw(16, depth), draw(8, depth), draw_small(16, 8)
     if sum_ == "s32":
         c = draw_bytes(16, 8)
@@ -252,9 +253,7 @@ def wgmma_kernel(operands):
     before = transfer(16, "d", "ld") + "\n.reg .b64 %da, %db;\n"
     before += "mov.b64 %da, {%b0, %b1};\nmov.b64 %db, {%b2, %b3};\n"
     text = matrix_kernel(before + WGMMA.replace("OPERANDS", operands), counts)
-    return load_kernel(
-        text.replace("matrix(", "matrix(.param .u64 matrix_i, ").replace("bra COPY", "bra COPY")
-    )
+    return load_kernel(text.replace("matrix(", "matrix(.param .u64 matrix_i, "))
 
 
 def run_wgmma(kernel, a, b, c, *, swizzle, transposed, accumulates, seed=0):
@@ -316,8 +315,9 @@ def test_wgmma_forms(wgmma_kernels, name, sign):
 
 def test_lanes_that_have_ended_are_missed():
     statement = "setp.eq.u32 %p, %tidx, 9;\n@%p ret;\n"
-    statement += "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%d0,%d1,%d2,%d3}, {%a0,%a1}, {%b0}, {%c0,%c1,%c2,%c3};"
     counts = {"a": 2, "b": 1, "c": 4, "d": 4}
+    operands = ", ".join(f"{{{registers(letter, counts[letter])}}}" for letter in "dabc")
+    statement += f"mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {operands};"
     arrays = [np.zeros((32, n), np.uint32) for n in counts.values()]
     with pytest.raises(KernelError, match="lanes 00000200 of the warp have ended"):
         load_kernel(matrix_kernel(statement, counts)).launch(1, 32, 0, arrays)

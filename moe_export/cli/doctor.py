@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from moe_export.cli.console import make_table, stdout
+from moe_export.cli.doctor_gpu import test_gpu
 from moe_export.cli.options import Output, common_options
 from moe_export.errors import EnvironmentLacksError
 from moe_export.runners.gpu import compute_capability
@@ -30,12 +31,16 @@ _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile"
 
 
 @click.command(epilog="Example: moe-export doctor --json")
+@click.option("--gpu", is_flag=True, help="Run every GPU kernel, and compare with the reference.")
 @common_options
-def doctor(output: Output) -> None:
+def doctor(output: Output, gpu: bool) -> None:
     """Say what this machine can do, and what is missing for the rest.
 
-    Ends with 4 if bundles cannot be run here.
+    Ends with 4 if bundles cannot be run here, and with 1 if a GPU kernel computes something else.
     """
+    if gpu:
+        test_gpu(output)
+        return
     found = {
         "platform": _platform(),
         "packages": {name: _version(name) for name in _PACKAGES},

@@ -13,6 +13,7 @@ from pathlib import Path
 from moe_export.errors import EnvironmentLacksError
 
 LIBRARY_NAME = "libmoe_export_ort.so"
+GPU_LIBRARY_NAME = "libmoe_export_cuda.so"
 PLUGIN_LIBRARY_NAME = "libmoe_export_trt.so"
 # Names another plugin library than the installed one.
 PLUGIN_LIBRARY_VARIABLE = "MOE_EXPORT_TENSORRT_LIBRARY"
@@ -29,6 +30,21 @@ def ort_library_path() -> Path:
         raise EnvironmentLacksError(
             f"{path} is missing: install again with pip install '.[cpu]', which builds it "
             "(a C++ compiler is needed)"
+        )
+    return path
+
+
+def gpu_library_path() -> Path:
+    """Path of the GPU kernels' library.
+
+    Raises:
+        EnvironmentLacksError: it was not built; says why.
+    """
+    path = _installed(GPU_LIBRARY_NAME)
+    if not path.is_file():
+        raise EnvironmentLacksError(
+            f"the GPU kernels are not built ({gpu_build().kernels_missing}): install moe-export "
+            "again on a machine with nvcc (CUDA 12.8 or later), which builds them"
         )
     return path
 
@@ -81,7 +97,7 @@ def gpu_build() -> GpuBuild:
     """
     path = _installed("gpu_build.json")
     if not path.is_file():
-        return GpuBuild((), f"{path} is missing: install moe-export again", "")
+        return GpuBuild((), f"{path} is missing", "")
     found = json.loads(path.read_text())
     missing = found["kernels_missing"]
     targets = () if missing else tuple(map(int, found["targets"].split(",")))

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plugins.cuda.host_functions import LIBRARY, HostFunctions
+from tests.plugins.cuda.on_cpu import LIBRARY, MISSING, HostDevice, LibraryOnCpu
 
 
 @pytest.fixture(scope="session")
 def kernel_folder(tmp_path_factory):
     """Where compiled kernels are looked for."""
     if not LIBRARY.exists():
-        pytest.skip(f"{LIBRARY} is not built: no nvcc or triton, or scripts/test.sh did not run")
+        pytest.skip(MISSING)
     return tmp_path_factory.mktemp("kernels")
 
 
 @pytest.fixture(params=(80, 90), ids=("sm80", "sm90"))
-def functions(request, kernel_folder):
-    """The host functions on each kind of GPU whose kernels are run."""
-    host = HostFunctions(request.param, kernel_folder)
-    host.need("kernels")
-    return host
+def library(request, kernel_folder):
+    """The GPU library as each kind of GPU whose kernels are run has it."""
+    return LibraryOnCpu(request.param, kernel_folder)
+
+
+@pytest.fixture
+def device():
+    return HostDevice()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moe_export.gpu.layers import Layer, UploadedLayer, pack_matrix
 from moe_export.ops.spec import (
     ExpertCombine,
     ExpertDispatch,
@@ -17,109 +18,89 @@ from moe_export.ops.spec import (
     GroupedMatMul,
     TopKGating,
 )
-from moe_export.pack.padded_rows import pack_padded_rows
-from tests.plugins.cuda.host_functions import LIBRARY, HostFunctions, aligned
+from tests.plugins.cuda.on_cpu import LIBRARY, MISSING, HostDevice, LibraryOnCpu
 
 
 @cache
-def _functions() -> HostFunctions:
-    if not LIBRARY.exists():
-        pytest.skip(f"{LIBRARY} is not built: no nvcc or triton, or scripts/test.sh did not run")
-    folder = Path(tempfile.mkdtemp(prefix="moe_export_kernels_"))
-    functions = HostFunctions(80, folder)
-    functions.need("kernels")
-    functions.need("matmul_fp32_fp32_m16", "gated_matmul_fp32_fp32_m16")
-    return functions
+def _library() -> LibraryOnCpu:
+    library = LibraryOnCpu(80, Path(tempfile.mkdtemp(prefix="moe_export_kernels_")))
+    library.need("matmul_fp32_fp32_m16", "gated_matmul_fp32_fp32_m16")
+    return library
 
 
 def run_on_gpu_kernels(attributes, inputs):
     """``run(attributes, inputs by name) -> outputs``, in float32."""
+    if not LIBRARY.exists():
+        pytest.skip(MISSING)
+    library = _library()
+    library.use()
+    if isinstance(attributes, GroupedExperts):
+        return _run_experts(library, attributes, inputs)
     run = {
         TopKGating: _run_gating,
-        GroupedExperts: _run_experts,
         ExpertDispatch: _run_dispatch,
         GroupedMatMul: _run_matmul,
         ExpertCombine: _run_combine,
     }[type(attributes)]
-    return run(_functions(), attributes, {name: aligned(array) for name, array in inputs.items()})
+    return run(_Call(library), attributes, inputs)
 
 
-def _empty(shape, dtype=np.float32):
-    """What is not written shows: NaN, or a number that is no row."""
-    return aligned(np.full(shape, np.nan if dtype == np.float32 else -77, dtype))
+class _Call:
+    """A call whose arrays are copied to the device, and whose outputs are copied back."""
+
+    def __init__(self, library):
+        self.library = library
+        self.device = HostDevice()
+        self.outputs = []
+
+    def output(self, shape, dtype=np.float32):
+        like = np.empty(shape, dtype)
+        self.outputs.append((self.device.allocate(like.nbytes), like))
+
+    def __call__(self, name, *arguments, workspace=None):
+        scratch = [] if workspace is None else [self.device.allocate(workspace)]
+        placed = [self.device.upload(a) if isinstance(a, np.ndarray) else a for a in arguments]
+        addresses = [address for address, _ in self.outputs]
+        self.library.call(name, *placed, *addresses, *scratch, None)
+        return [self.device.download(address, like) for address, like in self.outputs]
 
 
-def pack(attributes, weight, columns, scale=None, zero=None):
-    """A matrix ``[E, N, K]`` as ``cuda_v1``."""
-    parts = [
-        (weight[e], *(p if p is None else p[e] for p in (scale, zero))) for e in range(len(weight))
-    ]
-    options = {"columns": columns, "block_size": attributes.block_size}
-    return aligned(
-        np.stack([pack_padded_rows(attributes.weight_type, *part, **options) for part in parts])
-    )
+def _run_experts(library, attributes, inputs):
+    uploaded = UploadedLayer(Layer(attributes, "fp32", inputs), library, HostDevice())
+    uploaded.run()
+    return [uploaded.output()]
 
 
-def _run_gating(functions, a, inputs):
+def _run_gating(call, a, inputs):
     logits = inputs["logits"]
-    ids = _empty((len(logits), a.top_k), np.int32)
-    weights = _empty(ids.shape)
+    call.output((len(logits), a.top_k), np.int32)
+    call.output((len(logits), a.top_k))
     bias = inputs.get("selection_bias")
-    functions.call("run_top_k_gating", a, "fp32", *logits.shape, logits, bias, ids, weights)
-    return [ids, weights]
+    return call("top_k_gating", a, "fp32", *logits.shape, logits, bias)
 
 
-def _run_experts(functions, a, inputs):
+def _run_dispatch(call, a, inputs):
     x, ids = inputs["x"], inputs["expert_ids"]
-    y = _empty(x.shape)
-    functions.call(
-        "run_grouped_experts",
-        *(
-            replace(a, weight_layout="cuda_v1"),
-            "fp32",
-            0,
-            *ids.shape,
-            x,
-            ids,
-            ids.dtype == np.int64,
-        ),
-        inputs["expert_weights"],
-        pack(a, inputs["up_weight"], a.hidden_size),
-        pack(a, inputs["down_weight"], a.intermediate_size),
-        *(inputs.get(name) for name in ("up_bias", "down_bias")),
-        y,
-    )
-    return [y]
+    call.output((ids.size, a.hidden_size))
+    for shape in (ids.shape, (a.num_experts,), (ids.size,)):
+        call.output(shape, np.int32)
+    is_wide = int(ids.dtype == np.int64)
+    scratch = call.library.number("expert_dispatch_workspace", a, ids.size)
+    return call("expert_dispatch", a, "fp32", *ids.shape, x, ids, is_wide, workspace=scratch)
 
 
-def _run_dispatch(functions, a, inputs):
-    x, ids = inputs["x"], inputs["expert_ids"]
-    slots = ids.size
-    outputs = [
-        _empty((slots, a.hidden_size)),
-        *(_empty(shape, np.int32) for shape in (ids.shape, (a.num_experts,), (slots,))),
-    ]
-    is_wide = ids.dtype == np.int64
-    functions.call("run_expert_dispatch", a, "fp32", *ids.shape, x, ids, is_wide, *outputs)
-    return outputs
-
-
-def _run_matmul(functions, a, inputs):
+def _run_matmul(call, a, inputs):
     rows = inputs["rows"]
-    y = _empty((len(rows), a.out_features))
-    functions.call(
-        "run_grouped_matmul",
-        *(replace(a, weight_layout="cuda_v1"), "fp32", 0, len(rows), rows),
-        *(pack(a, inputs["weight"], a.in_features), inputs["group_ends"], inputs.get("bias"), y),
-    )
-    return [y]
+    call.output((len(rows), a.out_features))
+    weight = pack_matrix(a, inputs["weight"], columns=a.in_features)
+    a = replace(a, weight_layout="cuda_v1")
+    scratch = call.library.number("grouped_matmul_workspace", a, "fp32", len(rows))
+    given = (rows, weight, inputs["group_ends"], inputs.get("bias"))
+    return call("grouped_matmul", a, "fp32", 0, len(rows), *given, workspace=scratch)
 
 
-def _run_combine(functions, a, inputs):
+def _run_combine(call, a, inputs):
     row_map, rows = inputs["row_map"], inputs["rows"]
-    y = _empty((len(row_map), a.hidden_size))
-    functions.call(
-        "run_expert_combine",
-        *(a, "fp32", len(rows), *row_map.shape, rows, row_map, inputs["expert_weights"], y),
-    )
-    return [y]
+    call.output((len(row_map), a.hidden_size))
+    given = (rows, row_map, inputs["expert_weights"])
+    return call("expert_combine", a, "fp32", len(rows), *row_map.shape, *given)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.cuda.host_functions import BUILD
+from tests.plugins.cuda.on_cpu import BUILD
 
 KERNELS = BUILD / "cuda" / "kernels"
 TABLE = Path(__file__).parents[3] / "plugins" / "cuda" / "kernels.csv"

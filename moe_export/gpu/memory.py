@@ -1,0 +1,113 @@
+"""Device memory and streams: what the self-test and the timings ask of a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_export.errors import EnvironmentLacksError
+
+Array = NDArray[Any]
+
+
+class Device(Protocol):
+    """Where kernels run."""
+
+    name: str
+
+    def allocate(self, size_bytes: int) -> int:
+        """An address that is a multiple of 256; its bytes are those of NaN."""
+
+    def upload(self, array: Array) -> int:
+        """The address of a copy."""
+
+    def download(self, address: int, like: Array) -> Array:
+        """A copy of what lies there, of another array's shape and type."""
+
+    def release(self) -> None:
+        """Free everything that was allocated."""
+
+    def time_us(self, call: Callable[[], None], repeats: int) -> list[float]:
+        """Microseconds that each of several runs takes on the device."""
+
+
+class DriverDevice:
+    """The first GPU, through its driver alone.
+
+    Raises:
+        EnvironmentLacksError: there is no driver or no GPU.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._driver = ctypes.CDLL("libcuda.so.1")
+        except OSError as error:
+            raise EnvironmentLacksError(f"no NVIDIA driver is installed: {error}") from error
+        device, context = ctypes.c_int(), ctypes.c_void_p()
+        self._call("cuInit", 0)
+        self._call("cuDeviceGet", ctypes.byref(device), 0)
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+        self._call("cuCtxSetCurrent", context)
+        name = ctypes.create_string_buffer(256)
+        self._call("cuDeviceGetName", name, 256, device)
+        self.name = name.value.decode()
+        self._allocated: list[int] = []
+
+    def _call(self, function: str, *arguments: object) -> None:
+        result = getattr(self._driver, function)(*arguments)
+        if result:
+            text = ctypes.c_char_p()
+            self._driver.cuGetErrorString(result, ctypes.byref(text))
+            reason = text.value.decode() if text.value else "unknown"
+            raise EnvironmentLacksError(f"the NVIDIA driver refuses {function}: {reason}")
+
+    def allocate(self, size_bytes: int) -> int:
+        """See ``Device``."""
+        address = ctypes.c_uint64()
+        size = max(size_bytes, 1)
+        self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
+        self._allocated.append(address.value)
+        self._call("cuMemsetD8_v2", address, ctypes.c_ubyte(0xFF), ctypes.c_size_t(size))
+        return address.value
+
+    def upload(self, array: Array) -> int:
+        """See ``Device``."""
+        data = np.ascontiguousarray(array)
+        address = self.allocate(data.nbytes)
+        source, size = ctypes.c_void_p(data.ctypes.data), ctypes.c_size_t(data.nbytes)
+        self._call("cuMemcpyHtoD_v2", ctypes.c_uint64(address), source, size)
+        return address
+
+    def download(self, address: int, like: Array) -> Array:
+        """See ``Device``; waits for what runs."""
+        data = np.empty_like(like, order="C")
+        target, size = ctypes.c_void_p(data.ctypes.data), ctypes.c_size_t(data.nbytes)
+        self._call("cuMemcpyDtoH_v2", target, ctypes.c_uint64(address), size)
+        return data
+
+    def release(self) -> None:
+        """See ``Device``."""
+        while self._allocated:
+            self._call("cuMemFree_v2", ctypes.c_uint64(self._allocated.pop()))
+
+    def time_us(self, call: Callable[[], None], repeats: int) -> list[float]:
+        """See ``Device``: by events on the default stream, each run on its own."""
+        begin, end = ctypes.c_void_p(), ctypes.c_void_p()
+        for event in (begin, end):
+            self._call("cuEventCreate", ctypes.byref(event), 0)
+        times = []
+        for _ in range(repeats):
+            self._call("cuEventRecord", begin, None)
+            call()
+            self._call("cuEventRecord", end, None)
+            self._call("cuEventSynchronize", end)
+            milliseconds = ctypes.c_float()
+            self._call("cuEventElapsedTime", ctypes.byref(milliseconds), begin, end)
+            times.append(1e3 * milliseconds.value)
+        for event in (begin, end):
+            self._call("cuEventDestroy_v2", event)
+        return times

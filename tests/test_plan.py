@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from moe_export.errors import UsageError
-from moe_export.plan import AxisSpec, BuildPlan, InputSpec
+from moe_export.plan import AxisSpec, BuildPlan, InputSpec, parse_compute_capability
 
 
 @pytest.mark.parametrize(
@@ -140,3 +142,57 @@ def test_weights_that_do_not_go_with_the_rest_are_refused(tmp_path, options, mes
 def test_int4_blocks_are_of_128_unless_asked_for(tmp_path):
     assert BuildPlan(output=tmp_path, weights="int4").int4_block == 128
     assert BuildPlan(output=tmp_path, weights="int4", block_size=32).int4_block == 32
+
+
+@pytest.mark.parametrize("text", ["8.9", "89", "sm_89", "SM89", " 8.9 "])
+def test_a_compute_capability_may_be_spelled_in_any_way(text):
+    assert parse_compute_capability(text) == "8.9"
+    assert parse_compute_capability("sm_120") == "12.0"
+
+
+@pytest.mark.parametrize("text", ["", "8", "ada", "8.9.0", "1234"])
+def test_other_compute_capabilities_show_the_form(text):
+    with pytest.raises(UsageError, match=r"expected MAJOR\.MINOR, as in 8\.9"):
+        parse_compute_capability(text)
+
+
+RTX = {"target": "tensorrt-rtx"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "cuda"}, "--target cuda is not in this version"),
+        ({"target": "gpu"}, "'gpu' is none of cpu, portable, tensorrt-rtx, tensorrt, cuda"),
+        ({"dtype": "fp16"}, "--dtype fp16 needs --target tensorrt-rtx or tensorrt"),
+        ({"dtype": "half", **RTX}, "'half' is none of fp32, fp16, bf16"),
+        ({"weights": "fp8"}, "--weights fp8 needs --target tensorrt-rtx or tensorrt; cpu takes"),
+        ({"weights": "mxfp4", **RTX}, "takes source, .*MXFP4 checkpoint are dequantized"),
+        ({"weights": "fp16", "dtype": "bf16", **RTX}, "--weights fp16 needs --dtype fp16"),
+        ({"weights": "fp32", "dtype": "bf16", **RTX}, "source, bf16, int8, int4 or fp8"),
+        ({"max_error": 0.1, "weights": "int8", **RTX}, "outputs of tensorrt-rtx are not compared"),
+        ({"telemetry": True, **RTX}, "--telemetry needs --target cpu or portable"),
+        ({"compute_capabilities": ("8.0",)}, "--compute-capability belongs to --target tensorrt-"),
+        ({"version_compatible": True, **RTX}, "--version-compatible belongs to --target tensorrt$"),
+        ({"hardware_compatible": True}, "--hardware-compatible belongs to --target tensorrt$"),
+        ({"timing_cache": "cache", **RTX}, "--timing-cache belongs to --target tensorrt$"),
+    ],
+)
+def test_options_of_engines_are_checked_together(options, message):
+    with pytest.raises(UsageError, match=message):
+        BuildPlan(output=Path("b"), **options)
+
+
+def test_weights_that_do_not_suit_the_checkpoints_type_are_refused_once_it_is_known():
+    plan = BuildPlan(output=Path("b"), weights="fp16", **RTX)
+    assert plan.with_dtype("fp16").dtype == "fp16"
+    with pytest.raises(UsageError, match="--weights fp16 needs --dtype fp16"):
+        plan.with_dtype("bf16")
+
+
+def test_a_target_chooses_how_weights_are_stored_unless_it_is_told():
+    assert BuildPlan(output=Path("b")).expert_weights == "fp32"
+    assert BuildPlan(output=Path("b"), **RTX).expert_weights == "source"
+    assert BuildPlan(output=Path("b"), weights="int8", **RTX).expert_weights == "int8"
+    assert BuildPlan(output=Path("b"), dtype="fp16", **RTX).with_dtype("bf16").dtype == "fp16"
+    assert BuildPlan(output=Path("b")).with_dtype("bf16").dtype == "fp32"

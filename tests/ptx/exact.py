@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,11 @@ class Format:
 
     @property
     def bias(self) -> int:
-        return 2 ** (self.exponent - 1) - 1
+        return (1 << self.exponent - 1) - 1
 
     @property
     def infinity(self) -> int:
-        return (2**self.exponent - 1) << self.mantissa
+        return ((1 << self.exponent) - 1) << self.mantissa
 
 
 F32 = Format(8, 23)
@@ -34,16 +35,18 @@ F16 = Format(5, 10)
 BF16 = Format(8, 7)
 
 
+def power_of_two(exponent: int) -> Fraction:
+    return Fraction(1 << exponent) if exponent >= 0 else Fraction(1, 1 << -exponent)
+
+
 def decode(bits: int, form: Format) -> Fraction:
     """What the bits of a finite number stand for."""
     sign = -1 if bits >> (form.exponent + form.mantissa) & 1 else 1
-    exponent = bits >> form.mantissa & (2**form.exponent - 1)
-    mantissa = bits & (2**form.mantissa - 1)
-    if exponent == 0:
-        return sign * mantissa * Fraction(2) ** (1 - form.bias - form.mantissa)
-    return (
-        sign * (2**form.mantissa + mantissa) * Fraction(2) ** (exponent - form.bias - form.mantissa)
-    )
+    exponent = bits >> form.mantissa & ((1 << form.exponent) - 1)
+    mantissa = bits & ((1 << form.mantissa) - 1)
+    if exponent > 0:
+        mantissa += 1 << form.mantissa
+    return sign * mantissa * power_of_two(max(exponent, 1) - form.bias - form.mantissa)
 
 
 def encode(value: Fraction, form: Format, rounding: str = "rn") -> int:
@@ -60,7 +63,7 @@ def encode(value: Fraction, form: Format, rounding: str = "rn") -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if decode(middle, form) <= magnitude else (low, middle)
     below = decode(low, form)
-    above = Fraction(2) ** (form.bias + 1) if high == form.infinity else decode(high, form)
+    above = power_of_two(form.bias + 1) if high == form.infinity else decode(high, form)
     up = {"rz": False, "rm": negative, "rp": not negative}.get(rounding)
     if up is None:
         middle_value = (below + above) / 2
@@ -72,6 +75,6 @@ def encode(value: Fraction, form: Format, rounding: str = "rn") -> int:
     return sign | (high if up else low)
 
 
-def is_finite(bits: np.ndarray, form: Format) -> np.ndarray:
+def is_finite(bits: NDArray[np.uint32], form: Format) -> NDArray[np.bool_]:
     """Which bits are those of a number."""
-    return (bits & form.infinity) != form.infinity
+    return np.not_equal(bits & np.uint32(form.infinity), form.infinity)

@@ -56,7 +56,8 @@ def run_mutations(
         mutant.write_text(text)
         if not _passes(check, mutant, timeout_s):
             raise CheckError(f"the check fails on {ptx.name} as it is")
-        caught, survivors = [], []
+        caught: list[Mutation] = []
+        survivors: list[Mutation] = []
         for mutation in list_mutations(text, count, seed):
             mutant.write_text(apply_mutation(text, mutation))
             (survivors if _passes(check, mutant, timeout_s) else caught).append(mutation)

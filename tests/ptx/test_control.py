@@ -245,12 +245,24 @@ GLOBAL_RACE = HEAD + kernel_text(
 def test_threads_race_without_a_barrier(text):
     def launch(barrier):
         kernel = load_kernel(text.replace("BARRIER", barrier), sanitize="thread")
-        out = np.zeros(128, np.uint32)
+        out = np.full(128, 99, np.uint32)
         kernel.launch(1, 64, 256, [out, 0], seed=1)
 
     launch("bar.sync 0;")
     with pytest.raises(KernelError, match=r"data race[\s\S]*kernel\.ptx"):
         launch("")
+
+
+@pytest.mark.parametrize(("value", "races"), [("%r2", False), ("%r1", True)])
+def test_threads_race_where_they_write_different_values(value, races):
+    text = HEAD + SHARED + kernel_text(f"mov.u32 %r9, 0; st.shared.u32 [memory], {value};")
+    kernel = load_kernel(text, sanitize="thread")
+    out = np.zeros(64, np.uint32)
+    if not races:
+        kernel.launch(1, 64, 4, [out, 5])
+        return
+    with pytest.raises(KernelError, match="data race"):
+        kernel.launch(1, 64, 4, [out, 5])
 
 
 def test_blocks_race_with_each_other():

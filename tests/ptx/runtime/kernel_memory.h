@@ -9,6 +9,10 @@ namespace ptx {
 void read_memory(const unsigned char* from, unsigned char* to, uint32_t count);
 void write_memory(const unsigned char* from, unsigned char* to, uint32_t count);
 
+/// Whether `count` bytes are there already. Compilers let threads that hold the same value all
+/// write it, which is no error: ThreadSanitizer is not told of stores that change nothing.
+bool has_bytes(const void* at, const void* bytes, uint32_t count);
+
 /// Makes `count` bytes NaN, whatever type they are read as.
 void spoil_memory(unsigned char* to, uint32_t count);
 

@@ -2,6 +2,7 @@
 // it may be read. Shared memory is checked here.
 #pragma once
 #include "arithmetic.h"
+#include "kernel_memory.h"
 #include "thread.h"
 
 namespace ptx {
@@ -47,6 +48,9 @@ Words<T, N> load(const unsigned char* from) {
 }
 template <class T, int N>
 void store(unsigned char* to, const Words<T, N>& words) {
+#if defined(PTX_TSAN)
+  if (has_bytes(to, &words, sizeof(words))) return;
+#endif
   *reinterpret_cast<Words<T, N>*>(to) = words;
 }
 

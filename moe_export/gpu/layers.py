@@ -142,11 +142,11 @@ class UploadedLayer:
             *(None if bias is None else device.upload(bias) for bias in biases),
             self._y,
             device.allocate(workspace),
-            None,
+            device.stream,
         )
 
     def run(self, tile_rows: int = 0) -> None:
-        """Launch it on the default stream; 0 lets the library choose the tile."""
+        """Launch it on the device's stream; 0 lets the library choose the tile."""
         layer = self._layer
         self._library.call(
             "grouped_experts",

@@ -13,11 +13,16 @@ from moe_export.errors import EnvironmentLacksError
 
 Array = NDArray[Any]
 
+_THIS_THREAD = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+_COPY_BYTES = 1 << 30
+
 
 class Device(Protocol):
     """Where kernels run."""
 
     name: str
+    stream: int | None
+    """What calls are to be launched on; None is the default one."""
 
     def allocate(self, size_bytes: int) -> int:
         """An address that is a multiple of 256; its bytes are those of NaN."""
@@ -32,7 +37,14 @@ class Device(Protocol):
         """Free everything that was allocated."""
 
     def time_us(self, call: Callable[[], None], repeats: int) -> list[float]:
-        """Microseconds that each of several runs takes on the device."""
+        """Microseconds that each of several runs takes on the device.
+
+        The call is recorded once, as a CUDA graph, and the graph is run: what is timed is the
+        kernels, as a server runs them, not Python.
+        """
+
+    def copy_rate(self) -> float:
+        """Bytes per second that copying within the device's memory reads and writes."""
 
 
 class DriverDevice:
@@ -52,6 +64,9 @@ class DriverDevice:
         self._call("cuDeviceGet", ctypes.byref(device), 0)
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
         self._call("cuCtxSetCurrent", context)
+        stream = ctypes.c_void_p()
+        self._call("cuStreamCreate", ctypes.byref(stream), 0)
+        self.stream = stream.value
         name = ctypes.create_string_buffer(256)
         self._call("cuDeviceGetName", name, 256, device)
         self.name = name.value.decode()
@@ -84,6 +99,7 @@ class DriverDevice:
 
     def download(self, address: int, like: Array) -> Array:
         """See ``Device``; waits for what runs."""
+        self._call("cuCtxSynchronize")
         data = np.empty_like(like, order="C")
         target, size = ctypes.c_void_p(data.ctypes.data), ctypes.c_size_t(data.nbytes)
         self._call("cuMemcpyDtoH_v2", target, ctypes.c_uint64(address), size)
@@ -95,15 +111,46 @@ class DriverDevice:
             self._call("cuMemFree_v2", ctypes.c_uint64(self._allocated.pop()))
 
     def time_us(self, call: Callable[[], None], repeats: int) -> list[float]:
-        """See ``Device``: by events on the default stream, each run on its own."""
+        """See ``Device``."""
+        call()  # loads kernels, which must not happen while recording
+        self._call("cuCtxSynchronize")
+        graph, ready = ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuStreamBeginCapture_v2", ctypes.c_void_p(self.stream), _THIS_THREAD)
+        call()
+        self._call("cuStreamEndCapture", ctypes.c_void_p(self.stream), ctypes.byref(graph))
+        self._call("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, ctypes.c_ulonglong(0))
+        times = self._time(lambda: self._call("cuGraphLaunch", ready, self._stream()), repeats)
+        self._call("cuGraphExecDestroy", ready)
+        self._call("cuGraphDestroy", graph)
+        return times
+
+    def copy_rate(self) -> float:
+        """See ``Device``: of a copy that no cache holds."""
+        source, target = self.allocate(_COPY_BYTES), self.allocate(_COPY_BYTES)
+
+        def copy() -> None:
+            addresses = ctypes.c_uint64(target), ctypes.c_uint64(source)
+            self._call(
+                "cuMemcpyDtoDAsync_v2", *addresses, ctypes.c_size_t(_COPY_BYTES), self._stream()
+            )
+
+        best_us = min(self._time(copy, 10))
+        self.release()
+        return 2 * _COPY_BYTES / (best_us * 1e-6)
+
+    def _stream(self) -> ctypes.c_void_p:
+        return ctypes.c_void_p(self.stream)
+
+    def _time(self, call: Callable[[], None], repeats: int) -> list[float]:
+        """By events on the stream, each run on its own."""
         begin, end = ctypes.c_void_p(), ctypes.c_void_p()
         for event in (begin, end):
             self._call("cuEventCreate", ctypes.byref(event), 0)
         times = []
         for _ in range(repeats):
-            self._call("cuEventRecord", begin, None)
+            self._call("cuEventRecord", begin, self._stream())
             call()
-            self._call("cuEventRecord", end, None)
+            self._call("cuEventRecord", end, self._stream())
             self._call("cuEventSynchronize", end)
             milliseconds = ctypes.c_float()
             self._call("cuEventElapsedTime", ctypes.byref(milliseconds), begin, end)

@@ -114,7 +114,9 @@ def _check_gating(library: GpuLibrary, device: Device, element_type: str, seed: 
     ids, weights = np.zeros((70, 6), np.int32), np.zeros((70, 6), np.float32)
     at = [device.allocate(array.nbytes) for array in (ids, weights)]
     inputs = (device.upload(logits), device.upload(bias))
-    library.call("top_k_gating", attributes, element_type, *logits.shape, *inputs, *at, None)
+    library.call(
+        "top_k_gating", attributes, element_type, *logits.shape, *inputs, *at, device.stream
+    )
     found_ids, found = (
         device.download(address, like) for address, like in zip(at, (ids, weights), strict=True)
     )

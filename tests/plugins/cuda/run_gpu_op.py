@@ -34,6 +34,11 @@ def run_on_gpu_kernels(attributes, inputs):
         pytest.skip(MISSING)
     library = _library()
     library.use()
+    return run_op(library, attributes, inputs)
+
+
+def run_op(library, attributes, inputs):
+    """As `run_on_gpu_kernels`, with kernels that the caller has chosen."""
     if isinstance(attributes, GroupedExperts):
         return _run_experts(library, attributes, inputs)
     run = {

@@ -6,7 +6,6 @@ namespace moe_export::gpu {
 
 /// `ExpertCombine` by the host functions of plugins/cuda.
 struct ExpertCombineOp : BasicOp<ExpertCombineAttributes> {
-  static constexpr char kPrefix[] = "combine";
   static constexpr TensorKind kOutputs[] = {TensorKind::kElement};
 
   static std::vector<TensorKind> inputs(const Attributes&) {
@@ -18,10 +17,6 @@ struct ExpertCombineOp : BasicOp<ExpertCombineAttributes> {
     moe_export::check_shapes(a, inputs);
     check_count("combine_c1", "rows' M", inputs[0][0]);
     check_slots("combine_c2", "row_map", inputs[1]);
-  }
-
-  static std::vector<Shape> output_shapes(const Attributes& a, const std::vector<Shape>& inputs) {
-    return {{inputs[1][0], a.hidden_size}};
   }
 
   static void prepare(const Attributes&, ElementType element) {

@@ -6,7 +6,6 @@ namespace moe_export::gpu {
 
 /// `ExpertDispatch` by the host functions of plugins/cuda.
 struct ExpertDispatchOp : BasicOp<ExpertDispatchAttributes> {
-  static constexpr char kPrefix[] = "dispatch";
   static constexpr TensorKind kOutputs[] = {TensorKind::kElement, TensorKind::kInt,
                                             TensorKind::kInt, TensorKind::kInt};
 
@@ -18,11 +17,6 @@ struct ExpertDispatchOp : BasicOp<ExpertDispatchAttributes> {
                            std::optional<ElementType>) {
     moe_export::check_shapes(a, inputs);
     check_slots("dispatch_c4", "expert_ids", inputs[1]);
-  }
-
-  static std::vector<Shape> output_shapes(const Attributes& a, const std::vector<Shape>& inputs) {
-    const int64_t num_slots = inputs[1][0] * inputs[1][1];
-    return {{num_slots, a.hidden_size}, inputs[1], {a.num_experts}, {num_slots}};
   }
 
   static size_t workspace_bytes(const Attributes& a, ElementType,

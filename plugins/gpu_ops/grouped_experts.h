@@ -6,7 +6,6 @@ namespace moe_export::gpu {
 
 /// `GroupedExperts` by the host functions of plugins/cuda.
 struct GroupedExpertsOp : BasicOp<GroupedExpertsAttributes> {
-  static constexpr char kPrefix[] = "experts";
   static constexpr TensorKind kOutputs[] = {TensorKind::kElement};
 
   static std::vector<TensorKind> inputs(const Attributes& a) {
@@ -34,10 +33,6 @@ struct GroupedExpertsOp : BasicOp<GroupedExpertsAttributes> {
     if (element) bytes = cuda::packed_expert_bytes(a, *element);
     moe_export::check_shapes(a, inputs, bytes.up, bytes.down);
     check_slots("experts_c2", "expert_ids", inputs[1]);
-  }
-
-  static std::vector<Shape> output_shapes(const Attributes&, const std::vector<Shape>& inputs) {
-    return {inputs[0]};
   }
 
   static size_t workspace_bytes(const Attributes& a, ElementType element,

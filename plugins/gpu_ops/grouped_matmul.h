@@ -6,7 +6,6 @@ namespace moe_export::gpu {
 
 /// `GroupedMatMul` by the host functions of plugins/cuda.
 struct GroupedMatMulOp : BasicOp<GroupedMatMulAttributes> {
-  static constexpr char kPrefix[] = "matmul";
   static constexpr TensorKind kOutputs[] = {TensorKind::kElement};
 
   static std::vector<TensorKind> inputs(const Attributes& a) {
@@ -32,10 +31,6 @@ struct GroupedMatMulOp : BasicOp<GroupedMatMulAttributes> {
     const int64_t bytes = element ? cuda::packed_matrix_bytes(a, *element) : kUnknownSize;
     moe_export::check_shapes(a, inputs, bytes);
     check_count("matmul_c1", "rows' M", inputs[0][0]);
-  }
-
-  static std::vector<Shape> output_shapes(const Attributes& a, const std::vector<Shape>& inputs) {
-    return {{inputs[0][0], a.out_features}};
   }
 
   static size_t workspace_bytes(const Attributes& a, ElementType element,

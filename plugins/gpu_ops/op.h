@@ -13,14 +13,12 @@ namespace moe_export::gpu {
 template <class OpAttributes>
 struct BasicOp {
   using Attributes = OpAttributes;
-  // static constexpr char kPrefix[];           of the op's labels
   // static constexpr TensorKind kOutputs[];
   // static std::vector<TensorKind> inputs(const Attributes&);
   //   What the inputs may be, in the order of their names.
   // static void check_shapes(const Attributes&, const std::vector<Shape>& inputs,
   //                          std::optional<ElementType>);
   //   Throws for wrong shapes; sizes and the type may be unknown.
-  // static std::vector<Shape> output_shapes(const Attributes&, const std::vector<Shape>& inputs);
   // static void prepare(const Attributes&, ElementType);
   // static void run(const Attributes&, const Call&, int tile_rows);
 
@@ -85,7 +83,7 @@ void check_element_with_weights(const typename Op::Attributes& a, ElementType el
 /// Throws unless a node's inputs are as many as the attributes say, and of the right types.
 template <class Op>
 void check_types(const typename Op::Attributes& a, const std::vector<TensorType>& types) {
-  const std::string label = std::string(Op::kPrefix) + "_inputs";
+  const std::string label = std::string(label_prefix(a)) + "_inputs";
   const std::vector<std::string> names = input_names(a);
   check_input_count(label, names, types.size());
   const std::vector<TensorKind> kinds = Op::inputs(a);

@@ -6,7 +6,6 @@ namespace moe_export::gpu {
 
 /// `TopKGating` by the host functions of plugins/cuda.
 struct TopKGatingOp : BasicOp<TopKGatingAttributes> {
-  static constexpr char kPrefix[] = "gating";
   static constexpr TensorKind kOutputs[] = {TensorKind::kInt, TensorKind::kFloat};
 
   static std::vector<TensorKind> inputs(const Attributes& a) {
@@ -30,10 +29,6 @@ struct TopKGatingOp : BasicOp<TopKGatingAttributes> {
       return "this library computes up to " + std::to_string(cuda::kMostGatedExperts) +
              " experts; logits has " + std::to_string(logits[1]);
     });
-  }
-
-  static std::vector<Shape> output_shapes(const Attributes& a, const std::vector<Shape>& inputs) {
-    return {{inputs[0][0], a.top_k}, {inputs[0][0], a.top_k}};
   }
 
   static void prepare(const Attributes&, ElementType element) {

@@ -1,5 +1,5 @@
 #pragma once
-#include "errors.h"
+#include "custom_op.h"
 #include "isa.h"
 #include "spec/contract.h"
 
@@ -8,9 +8,10 @@ namespace moe_export::ort {
 /// `ExpertCombine` on the CPU: checks, then adds the rows up on the session's threads.
 class ExpertCombineKernel {
  public:
-  static constexpr const char* kOpType = ExpertCombineAttributes::kOpType;
+  using Attributes = ExpertCombineAttributes;
+  static constexpr const char* kOpType = Attributes::kOpType;
   static constexpr size_t kMaxInputs = 3;
-  static constexpr ONNXTensorElementDataType kOutputTypes[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+  static constexpr ONNXTensorElementDataType kOutputTypes[] = {kActivationType};
 
   /// @throws ContractError an attribute or the number of inputs is wrong.
   ExpertCombineKernel(const OrtApi* api, const OrtKernelInfo* info);

@@ -1,5 +1,5 @@
 #pragma once
-#include "errors.h"
+#include "custom_op.h"
 #include "spec/contract.h"
 
 namespace moe_export::ort {
@@ -7,11 +7,12 @@ namespace moe_export::ort {
 /// `ExpertDispatch` on the CPU: checks, then sorts the slots on the session's threads.
 class ExpertDispatchKernel {
  public:
-  static constexpr const char* kOpType = ExpertDispatchAttributes::kOpType;
+  using Attributes = ExpertDispatchAttributes;
+  static constexpr const char* kOpType = Attributes::kOpType;
   static constexpr size_t kMaxInputs = 2;
   static constexpr ONNXTensorElementDataType kOutputTypes[] = {
-      ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,
-      ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32};
+      kActivationType, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,
+      ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32};
 
   /// @throws ContractError an attribute or the number of inputs is wrong.
   ExpertDispatchKernel(const OrtApi* api, const OrtKernelInfo* info);

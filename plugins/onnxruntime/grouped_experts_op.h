@@ -1,5 +1,5 @@
 #pragma once
-#include "errors.h"
+#include "custom_op.h"
 #include "isa.h"
 #include "spec/contract.h"
 
@@ -8,9 +8,10 @@ namespace moe_export::ort {
 /// `GroupedExperts` on the CPU: checks, then runs the kernels on the session's threads.
 class GroupedExpertsKernel {
  public:
-  static constexpr const char* kOpType = GroupedExpertsAttributes::kOpType;
+  using Attributes = GroupedExpertsAttributes;
+  static constexpr const char* kOpType = Attributes::kOpType;
   static constexpr size_t kMaxInputs = 11;
-  static constexpr ONNXTensorElementDataType kOutputTypes[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+  static constexpr ONNXTensorElementDataType kOutputTypes[] = {kActivationType};
 
   /// @throws ContractError an attribute or the number of inputs is wrong, or asks for what this
   ///   library does not compute.

@@ -35,7 +35,8 @@ TensorView KernelIo::input(size_t index, const std::string& label, const std::st
   check(api_, GetDimensions(api_, info.get(), view.shape.data(), rank));
   check(api_, GetTensorElementType(api_, info.get(), &view.type));
   const auto& allowed = types_allowed;
-  require(std::count(allowed.begin(), allowed.end(), view.type) > 0, label, [&] {
+  const bool any = allowed.empty();
+  require(any || std::count(allowed.begin(), allowed.end(), view.type) > 0, label, [&] {
     std::string names;
     for (const auto type : allowed) names += (names.empty() ? "" : " or ") + type_name(type);
     return name + " must be " + names + "; found " + type_name(view.type);

@@ -28,7 +28,7 @@ class KernelIo {
   KernelIo(const OrtApi* api, OrtKernelContext* context) : api_(api), context_(context) {}
 
   /// Input `index`.
-  /// @param types_allowed element types it may have.
+  /// @param types_allowed element types it may have; none for any.
   /// @throws ContractError the input is left out, or has another type.
   TensorView input(size_t index, const std::string& label, const std::string& name,
                    const std::vector<ONNXTensorElementDataType>& types_allowed) const;
@@ -50,9 +50,10 @@ class KernelIo {
     return static_cast<T*>(allocate_output(index, shape));
   }
 
- private:
+  /// Data of output `index`, allocated with `shape`.
   void* allocate_output(size_t index, const Shape& shape) const;
 
+ private:
   const OrtApi* api_;
   OrtKernelContext* context_;
 };

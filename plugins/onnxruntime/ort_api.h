@@ -35,6 +35,8 @@ enum ONNXTensorElementDataType {
   ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8 = 3,
   ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 = 6,
   ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 = 7,
+  ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 = 10,
+  ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16 = 16,
 };
 
 enum OrtCustomOpInputOutputCharacteristic {
@@ -121,6 +123,7 @@ inline constexpr Fallible<90, const OrtKernelContext*, size_t, const OrtValue**>
 inline constexpr Fallible<91, OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**> KernelContext_GetOutput;
 inline constexpr ApiFunction<93, void, OrtStatus*> ReleaseStatus;
 inline constexpr ApiFunction<99, void, OrtTensorTypeAndShapeInfo*> ReleaseTensorTypeAndShapeInfo;
+inline constexpr Fallible<193, const OrtKernelContext*, void**> KernelContext_GetGPUComputeStream;
 inline constexpr Fallible<230, const OrtKernelInfo*, size_t*> KernelInfo_GetInputCount;
 inline constexpr Fallible<267, const OrtShapeInferContext*, size_t*> ShapeInferContext_GetInputCount;
 inline constexpr Fallible<268, const OrtShapeInferContext*, size_t, OrtTensorTypeAndShapeInfo**> ShapeInferContext_GetInputTypeShape;

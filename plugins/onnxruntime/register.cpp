@@ -1,10 +1,10 @@
-#include <initializer_list>
 #include <stdexcept>
 #include <string>
 
 #include "custom_op.h"
 #include "expert_combine_op.h"
 #include "expert_dispatch_op.h"
+#include "gpu_kernel.h"
 #include "grouped_experts_op.h"
 #include "grouped_matmul_op.h"
 #include "isa.h"
@@ -17,28 +17,49 @@ namespace {
 /// released: sessions may outlive static objects.
 class Library {
  public:
-  explicit Library(const OrtApi* api)
-      : top_k_gating_(api),
-        grouped_experts_(api),
-        expert_dispatch_(api),
-        grouped_matmul_(api),
-        expert_combine_(api) {
+  explicit Library(const OrtApi* api) : api_(api) {
     check(api, CreateCustomOpDomain(api, kDomain, &domain_));
-    for (const OrtCustomOp* op : std::initializer_list<const OrtCustomOp*>{
-             &top_k_gating_, &grouped_experts_, &expert_dispatch_, &grouped_matmul_,
-             &expert_combine_}) {
-      check(api, CustomOpDomain_Add(api, domain_, op));
-    }
+    add_op<TopKGatingKernel>();
+    add_op<GroupedExpertsKernel>();
+    add_op<ExpertDispatchKernel>();
+    add_op<GroupedMatMulKernel>();
+    add_op<ExpertCombineKernel>();
   }
 
   OrtCustomOpDomain* domain() const { return domain_; }
 
  private:
-  CustomOp<TopKGatingKernel> top_k_gating_;
-  CustomOp<GroupedExpertsKernel> grouped_experts_;
-  CustomOp<ExpertDispatchKernel> expert_dispatch_;
-  CustomOp<GroupedMatMulKernel> grouped_matmul_;
-  CustomOp<ExpertCombineKernel> expert_combine_;
+  static constexpr auto kAnyType = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+
+  /// Adds the op on the CPU, and on GPUs where their library is there. Activations in half
+  /// precision are the CPU's too, which refuses them by name.
+  template <class Kernel>
+  void add_op() {
+    if (find_gpu_library() != nullptr) {
+      add_forms<GpuKernel<Kernel>>("CUDAExecutionProvider", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
+    }
+    add_forms<Kernel>("CPUExecutionProvider", kAnyType);
+  }
+
+  /// @param last the type of activations that are not in half precision.
+  template <class Kernel>
+  void add_forms(const char* provider, ONNXTensorElementDataType last) {
+    if constexpr (!has_activation_output<Kernel>()) {
+      add<Kernel>(provider, kAnyType);
+    } else {
+      add<Kernel>(provider, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16);
+      add<Kernel>(provider, ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16);
+      add<Kernel>(provider, last);
+    }
+  }
+
+  template <class Kernel>
+  void add(const char* provider, ONNXTensorElementDataType activations) {
+    auto* const op = new CustomOp<Kernel>(api_, provider, activations);  // the runtime keeps it
+    check(api_, CustomOpDomain_Add(api_, domain_, op));
+  }
+
+  const OrtApi* api_;
   OrtCustomOpDomain* domain_ = nullptr;
 };
 

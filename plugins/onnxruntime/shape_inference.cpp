@@ -41,6 +41,24 @@ int64_t inferred_attribute(const OrtApi* api, const OrtShapeInferContext* contex
   return value;
 }
 
+namespace {
+
+/// The type of input 0 where it is one that activations have, else float32.
+ONNXTensorElementDataType inferred_activation_type(const OrtApi* api,
+                                                   const OrtShapeInferContext* context) {
+  auto type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  size_t num_inputs = 0;
+  check(api, ShapeInferContext_GetInputCount(api, context, &num_inputs));
+  OrtTensorTypeAndShapeInfo* info = nullptr;  // the context owns it
+  if (num_inputs > 0) check(api, ShapeInferContext_GetInputTypeShape(api, context, 0, &info));
+  if (info != nullptr) check(api, GetTensorElementType(api, info, &type));
+  const bool half = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ||
+                    type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+  return half ? type : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+}
+
+}  // namespace
+
 void set_inferred_output(const OrtApi* api, OrtShapeInferContext* context, size_t index,
                          ONNXTensorElementDataType type, const std::vector<Dimension>& shape) {
   std::vector<int64_t> sizes;
@@ -48,6 +66,9 @@ void set_inferred_output(const OrtApi* api, OrtShapeInferContext* context, size_
   for (const Dimension& dimension : shape) {
     sizes.push_back(dimension.size);
     names.push_back(dimension.size < 0 ? dimension.name.c_str() : "");
+  }
+  if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED) {
+    type = inferred_activation_type(api, context);
   }
   OrtTensorTypeAndShapeInfo* raw_info = nullptr;
   check(api, CreateTensorTypeAndShapeInfo(api, &raw_info));

@@ -25,6 +25,7 @@ int64_t inferred_attribute(const OrtApi* api, const OrtShapeInferContext* contex
                            const char* name);
 
 /// Sets type and shape of a node's output.
+/// @param type  undefined for that of the activations, input 0.
 /// @param shape unknown dimensions must have a name.
 void set_inferred_output(const OrtApi* api, OrtShapeInferContext* context, size_t index,
                          ONNXTensorElementDataType type, const std::vector<Dimension>& shape);

@@ -8,7 +8,8 @@ namespace moe_export::ort {
 /// `TopKGating` on the CPU: checks, then runs the kernel on the session's threads.
 class TopKGatingKernel {
  public:
-  static constexpr const char* kOpType = TopKGatingAttributes::kOpType;
+  using Attributes = TopKGatingAttributes;
+  static constexpr const char* kOpType = Attributes::kOpType;
   static constexpr size_t kMaxInputs = 2;
   static constexpr ONNXTensorElementDataType kOutputTypes[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,
                                                                ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};

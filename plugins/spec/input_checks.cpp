@@ -90,6 +90,38 @@ std::vector<std::string> input_names(const ExpertCombineAttributes&) {
   return {"rows", "row_map", "expert_weights"};
 }
 
+const char* label_prefix(const TopKGatingAttributes&) { return "gating"; }
+const char* label_prefix(const GroupedExpertsAttributes&) { return "experts"; }
+const char* label_prefix(const ExpertDispatchAttributes&) { return "dispatch"; }
+const char* label_prefix(const GroupedMatMulAttributes&) { return "matmul"; }
+const char* label_prefix(const ExpertCombineAttributes&) { return "combine"; }
+
+std::vector<Shape> output_shapes(const TopKGatingAttributes& a, const std::vector<Shape>& inputs) {
+  return {{inputs[0][0], a.top_k}, {inputs[0][0], a.top_k}};
+}
+
+std::vector<Shape> output_shapes(const GroupedExpertsAttributes&,
+                                 const std::vector<Shape>& inputs) {
+  return {inputs[0]};
+}
+
+std::vector<Shape> output_shapes(const ExpertDispatchAttributes& a,
+                                 const std::vector<Shape>& inputs) {
+  const Shape& ids = inputs[1];
+  const int64_t num_slots = ids[0] * ids[1];
+  return {{num_slots, a.hidden_size}, ids, {a.num_experts}, {num_slots}};
+}
+
+std::vector<Shape> output_shapes(const GroupedMatMulAttributes& a,
+                                 const std::vector<Shape>& inputs) {
+  return {{inputs[0][0], a.out_features}};
+}
+
+std::vector<Shape> output_shapes(const ExpertCombineAttributes& a,
+                                 const std::vector<Shape>& inputs) {
+  return {{inputs[1][0], a.hidden_size}};
+}
+
 void check_input_count(const std::string& label, const std::vector<std::string>& names,
                        size_t count) {
   require(count == names.size(), label, [&] {

@@ -1,4 +1,4 @@
-// Names and shapes of nodes' inputs (../README.md), the same for every adapter.
+// Names and shapes of nodes' inputs and outputs (../README.md), the same for every adapter.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -22,6 +22,24 @@ std::vector<std::string> input_names(const GroupedExpertsAttributes& attributes)
 std::vector<std::string> input_names(const ExpertDispatchAttributes& attributes);
 std::vector<std::string> input_names(const GroupedMatMulAttributes& attributes);
 std::vector<std::string> input_names(const ExpertCombineAttributes& attributes);
+
+/// What the labels of an op's constraints begin with, "gating" say.
+const char* label_prefix(const TopKGatingAttributes&);
+const char* label_prefix(const GroupedExpertsAttributes&);
+const char* label_prefix(const ExpertDispatchAttributes&);
+const char* label_prefix(const GroupedMatMulAttributes&);
+const char* label_prefix(const ExpertCombineAttributes&);
+
+/// Shapes of the outputs, in order, for inputs of right shapes.
+std::vector<Shape> output_shapes(const TopKGatingAttributes& a, const std::vector<Shape>& inputs);
+std::vector<Shape> output_shapes(const GroupedExpertsAttributes& a,
+                                 const std::vector<Shape>& inputs);
+std::vector<Shape> output_shapes(const ExpertDispatchAttributes& a,
+                                 const std::vector<Shape>& inputs);
+std::vector<Shape> output_shapes(const GroupedMatMulAttributes& a,
+                                 const std::vector<Shape>& inputs);
+std::vector<Shape> output_shapes(const ExpertCombineAttributes& a,
+                                 const std::vector<Shape>& inputs);
 
 /// Throws unless there are as many inputs as `names`.
 void check_input_count(const std::string& label, const std::vector<std::string>& names,

@@ -23,7 +23,7 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
   nvinfer1::IPluginV3* createPlugin(const char* name, const PluginFieldCollection* fields,
                                     nvinfer1::TensorRTPhase) noexcept override {
     nvinfer1::IPluginV3* plugin = nullptr;
-    const std::string label = std::string(Op::kPrefix) + "_attributes";
+    const std::string label = std::string(label_prefix(Attributes())) + "_attributes";
     guard(name == nullptr ? "" : name, [&] {
       const PluginFieldCollection none;
       const FieldReader reader(fields == nullptr ? none : *fields, label);

@@ -61,7 +61,7 @@ int32_t Plugin<Op>::getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t n
                                     nvinfer1::DimsExprs* outputs, int32_t,
                                     nvinfer1::IExprBuilder& builder) noexcept {
   return guard(node_, [&] {
-    const std::string label = std::string(Op::kPrefix) + "_inputs";
+    const std::string label = std::string(label_prefix(attributes_)) + "_inputs";
     check_input_count(label, input_names(attributes_), static_cast<size_t>(num_inputs));
     std::vector<Shape> shapes;
     for (int32_t i = 0; i < num_inputs; ++i) shapes.push_back(shape_of(inputs[i]));

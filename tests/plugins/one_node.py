@@ -24,6 +24,14 @@ def _value_info(name, array):
     return helper.make_tensor_value_info(name, kind, [None] * array.ndim)
 
 
+def _output_info(name, activations):
+    """An output; ``rows`` and ``y`` have the type of half-precision activations."""
+    kind = OUTPUT_TYPES[name]
+    if name in ("rows", "y") and activations in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
+        kind = activations
+    return helper.make_tensor_value_info(f"{name}_out", kind, None)
+
+
 def make_model(op_type, attributes, inputs, left_out=()):
     """A model of one node whose inputs are the graph's; nothing about the node is checked.
 
@@ -32,10 +40,8 @@ def make_model(op_type, attributes, inputs, left_out=()):
     node_outputs = [f"{name}_out" for name in spec.OUTPUT_NAMES[op_type]]
     slots = ["" if name in left_out else name for name in inputs]
     node = helper.make_node(op_type, slots, node_outputs, domain=spec.DOMAIN, **attributes)
-    outputs = [
-        helper.make_tensor_value_info(f"{name}_out", OUTPUT_TYPES[name], None)
-        for name in spec.OUTPUT_NAMES[op_type]
-    ]
+    activations = helper.np_dtype_to_tensor_dtype(next(iter(inputs.values())).dtype)
+    outputs = [_output_info(name, activations) for name in spec.OUTPUT_NAMES[op_type]]
     graph = helper.make_graph(
         [node],
         "one_node",

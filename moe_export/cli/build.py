@@ -12,7 +12,7 @@ from moe_export.cli.console import StageProgress, stdout
 from moe_export.cli.dry_run_table import draw_dry_run
 from moe_export.cli.options import Output, common_options
 from moe_export.cli.quantization_table import draw_quantization
-from moe_export.cli.report import draw_layers, draw_parity, draw_verdict
+from moe_export.cli.report import draw_engine, draw_layers, draw_parity, draw_verdict
 from moe_export.errors import (
     EnvironmentLacksError,
     ParityError,
@@ -191,6 +191,7 @@ def _show(folder: Path, output: Output) -> None:
         if parity:
             draw_parity(console, parity)
         draw_quantization(console, manifest["layers"], parity)
+        draw_engine(console, manifest)
         draw_verdict(console, manifest)
         size_mb = sum(f["size_bytes"] for f in manifest["files"].values()) / 1e6
         console.print(f"wrote {folder} ({size_mb:.1f} MB, target {manifest['target']})")

@@ -10,7 +10,13 @@ import click
 from moe_export.cli.console import StageProgress, stdout
 from moe_export.cli.options import Output, common_options
 from moe_export.cli.quantization_table import draw_quantization
-from moe_export.cli.report import draw_layers, draw_parity, draw_signature, draw_verdict
+from moe_export.cli.report import (
+    draw_engine,
+    draw_layers,
+    draw_parity,
+    draw_signature,
+    draw_verdict,
+)
 from moe_export.cli.show_load import show_load
 from moe_export.errors import EnvironmentLacksError, UsageError
 from moe_export.package.manifest import MANIFEST_NAME, check_files, read_manifest
@@ -100,6 +106,7 @@ def _show_bundle(folder: Path, output: Output) -> None:
         if parity:
             draw_parity(console, parity)
         draw_quantization(console, manifest["layers"], parity)
+        draw_engine(console, manifest)
         draw_verdict(console, manifest)
         for remark in manifest["remarks"]:
             console.print(f"note: {remark}", style="yellow", soft_wrap=True)

@@ -101,6 +101,20 @@ def draw_verdict(console: Console, manifest: Mapping[str, Any]) -> None:
         console.print("[yellow]batch-coupled[/]: one request can change another's result")
 
 
+def draw_engine(console: Console, manifest: Mapping[str, Any]) -> None:
+    """One line on a bundle's engine: what built it, for which GPUs, with which plugins."""
+    engine = manifest.get("engine")
+    if engine is None:
+        return
+    console.print(
+        f"engine of {engine['flavor']} {engine['version']} for compute capability "
+        f"{', '.join(engine['compute_capabilities'])}, in {engine['dtype']}; plugins "
+        f"{', '.join(engine['plugins'])}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
 def draw_signature(console: Console, manifest: Mapping[str, Any]) -> None:
     """Inputs and outputs with their types and shapes; a cache's tensors in one line."""
     generation = manifest.get("generation")

@@ -52,6 +52,8 @@ class Estimate:
         measured_s: Stages that the dry run went through, in seconds.
         write_s: Writing and hashing the files.
         verify_s: The comparison with eager; 0 where it is skipped.
+        engine_bytes: An engine, which holds the weights again; how long TensorRT takes is not
+            estimated.
     """
 
     weights_bytes: int
@@ -62,11 +64,13 @@ class Estimate:
     measured_s: float
     write_s: float
     verify_s: float
+    engine_bytes: int = 0
 
     @property
     def size_bytes(self) -> int:
         """The bundle on disk."""
-        return self.weights_bytes + self.graph_bytes + self.library_bytes + self.example_bytes
+        graph = self.weights_bytes + self.graph_bytes
+        return graph + self.library_bytes + self.example_bytes + self.engine_bytes
 
     @property
     def total_s(self) -> float:
@@ -98,8 +102,10 @@ def estimate_build(
     graph_bytes, library_bytes = _graph_bytes(lowered), library.stat().st_size if library else 0
     example = [*loaded.inputs.values(), *loaded.run(loaded.inputs).values()]
     example_bytes = sum(t.numel() * t.element_size() for t in example)
-    to_write = weights_bytes + graph_bytes + library_bytes + example_bytes
-    verify_s = _verify_seconds(loaded, lowered, plan) if plan.verify else 0.0
+    engine_bytes = weights_bytes if plan.builds_engine else 0
+    to_write = weights_bytes + graph_bytes + library_bytes + example_bytes + engine_bytes
+    compared = plan.verify and not plan.builds_engine
+    verify_s = _verify_seconds(loaded, lowered, plan) if compared else 0.0
     mapped_bytes = weights_bytes + weights_bytes // len(lowered.layers)
     return Estimate(
         weights_bytes=weights_bytes,
@@ -110,6 +116,7 @@ def estimate_build(
         measured_s=measured_s,
         write_s=to_write * _seconds_per_byte(plan.output.absolute().parent),
         verify_s=verify_s,
+        engine_bytes=engine_bytes,
     )
 
 

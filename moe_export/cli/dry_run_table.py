@@ -67,13 +67,21 @@ def _draw_estimate(console: Console, estimate: Mapping[str, Any]) -> None:
         _bytes(estimate[f"{name}_bytes"]) for name in ("size", "weights", "library")
     )
     console.print("\nestimate of a build, from what this dry run measured:")
-    console.print(f"  disk    {size}: weights {weights}, op library {library}, graph and example")
+    engine = estimate["engine_bytes"]
+    again = f"engine {_bytes(engine)}, " if engine else ""
+    console.print(
+        f"  disk    {size}: weights {weights}, {again}op library {library}, graph and example"
+    )
     console.print(f"  memory  {_bytes(estimate['peak_bytes'])} at its peak")
     console.print(
         f"  time    {_seconds(estimate['total_s'])}: {_seconds(estimate['measured_s'])} for what "
         f"was run here,\n          {_seconds(estimate['write_s'])} to write at the measured rate, "
-        f"{_seconds(estimate['verify_s'])} to compare\n          (its cases, each as long as eager "
-        "on the largest)"
+        + (
+            "without what TensorRT takes"
+            if engine
+            else f"{_seconds(estimate['verify_s'])} to compare\n          (its cases, each as long "
+            "as eager on the largest)"
+        )
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -168,3 +170,15 @@ def test_gating_c3_bias_and_flag_must_agree(has_bias):
     bias = torch.zeros(4) if has_bias else None
     with pytest.raises(ContractError, match="gating_c3: selection_bias"):
         top_k_gating(torch.zeros(2, 4), attributes, bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("weight_on", ["output", "input"])
+def test_half_precision_tokens_are_computed_in_float32(dtype, weight_on):
+    attributes = dataclasses.replace(EXPERTS, weight_on=weight_on)
+    tensors = make_tensors()
+    tensors["x"] = tensors["x"].to(dtype)
+    found = grouped_experts(list(tensors.values()), attributes)
+    tensors["x"] = tensors["x"].float()
+    assert found.dtype == dtype
+    assert torch.equal(found, grouped_experts(list(tensors.values()), attributes).to(dtype))

@@ -43,6 +43,25 @@ def test_says_its_version():
     assert version().decode().count(".") >= 2
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (None, "libmoe_export_cuda.so: file too short"),
+        ("libmoe_export_ort.so", "libmoe_export_cuda.so has version unknown, not this library's"),
+    ],
+)
+def test_says_why_the_gpu_library_beside_it_is_not_taken(tmp_path, other, message):
+    library = ort_library_path()
+    shutil.copy(library, tmp_path)
+    beside = tmp_path / "libmoe_export_cuda.so"
+    if other is None:
+        beside.write_bytes(b"")
+    else:
+        shutil.copy(library.with_name(other), beside)
+    with pytest.raises(Exception, match=message):
+        ort.SessionOptions().register_custom_ops_library(str(tmp_path / library.name))
+
+
 def test_refuses_an_older_runtime_with_its_version():
     messages = []
     create_status_type = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)

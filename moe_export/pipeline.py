@@ -318,7 +318,7 @@ def _skipped(plan: BuildPlan) -> dict[str, str]:
     if gpu.compute_capability() is None:
         reason = "its engine needs a GPU to run, and the machine that built it has none"
     else:
-        reason = "this version builds engines and does not run them yet"
+        reason = "this version runs engines and does not compare them yet"
     return {"status": "skipped", "reason": reason}
 
 

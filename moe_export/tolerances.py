@@ -35,8 +35,8 @@ KERNEL_TOLERANCES: Mapping[str, float] = {
     "mxfp4": 8e-2,
 }
 
-# The GPU's kernels against the reference, of the largest output, by the activations' type: what lies
-# between the two products and y are rounded, to 2^-11 or 2^-8 each, which relu2 doubles.
+# The GPU's kernels against the reference, of the largest output, by the activations' type: y and
+# what lies between the two products are rounded, to 2^-11 or 2^-8 each, which relu2 doubles.
 GPU_TOLERANCES: Mapping[str, float] = {"fp32": 2e-5, "fp16": 3e-3, "bf16": 2.5e-2}
 
 # A loop over tokens against its recurrence: chunks take differences of logarithms that were summed

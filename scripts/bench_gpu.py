@@ -28,7 +28,7 @@ from rich.table import Table
 from moe_export.errors import EnvironmentLacksError
 from moe_export.gpu.c_api import GpuLibrary
 from moe_export.gpu.layers import list_forms
-from moe_export.gpu.memory import DriverDevice
+from moe_export.runners.device import DriverDevice
 from moe_export.runners.library import gpu_library_path
 
 RECORD = ROOT / "scripts" / "bench_gpu.json"

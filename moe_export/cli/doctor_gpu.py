@@ -8,8 +8,8 @@ from moe_export.cli.console import StageProgress, make_table, stdout
 from moe_export.cli.options import Output
 from moe_export.errors import ParityError
 from moe_export.gpu.c_api import GpuLibrary
-from moe_export.gpu.memory import DriverDevice
 from moe_export.gpu.self_test import Check, list_checks
+from moe_export.runners.device import DriverDevice
 from moe_export.runners.library import gpu_library_path
 
 

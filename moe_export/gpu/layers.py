@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from moe_export.gpu.c_api import GpuLibrary
-from moe_export.gpu.memory import Device
 from moe_export.ops.spec import GroupedExperts, GroupedMatMul
 from moe_export.ops.storage import WeightStorage
 from moe_export.pack.padded_rows import pack_padded_rows
 from moe_export.quantize.matrix import quantize_matrix
+from moe_export.runners.device import Device
 
 Array = NDArray[Any]
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from moe_export.gpu.c_api import GpuLibrary
 from moe_export.gpu.layers import ELEMENT_DTYPES, Form, UploadedLayer, list_forms, make_layer
-from moe_export.gpu.memory import Device
 from moe_export.ops import reference
 from moe_export.ops.spec import GroupedExperts, TopKGating
+from moe_export.runners.device import Device
 from moe_export.tolerances import GPU_TOLERANCES, INNER_TOLERANCE
 
 # Sizes that are no multiple of a tile or a step, and forms that take every branch once.

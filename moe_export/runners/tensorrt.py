@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
 
 from moe_export.errors import EnvironmentLacksError
 from moe_export.runners import gpu
+from moe_export.runners.device import DriverDevice
+from moe_export.runners.engine import EngineRunner
 from moe_export.runners.fingerprint import EngineFingerprint
+from moe_export.runners.library import plugin_library_path
 
 # Module of each flavor, and how to install it.
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
@@ -52,16 +55,19 @@ def check_machine(fingerprint: EngineFingerprint) -> None:
         fingerprint.check_gpu(found)
 
 
-def open_engine(folder: Path, fingerprint: EngineFingerprint) -> NoReturn:
-    """Open a bundle's engine for running.
+def open_engine(
+    folder: Path, fingerprint: EngineFingerprint, signature: Mapping[str, tuple[int | str, ...]]
+) -> EngineRunner:
+    """Open a bundle's engine for running, with the installed plugins.
 
     Args:
         folder: The bundle.
         fingerprint: What the engine was built with.
+        signature: Shapes of inputs and outputs with their symbolic sizes, by name.
 
     Raises:
         BundleError: the engine is for another TensorRT or GPU.
-        EnvironmentLacksError: TensorRT or a GPU is missing, or else this version's runner.
+        EnvironmentLacksError: TensorRT, a GPU or the plugins are missing.
     """
     fingerprint.check_version(installed_version(fingerprint.flavor))
     found = gpu.compute_capability()
@@ -71,8 +77,10 @@ def open_engine(folder: Path, fingerprint: EngineFingerprint) -> NoReturn:
             f"{', '.join(fingerprint.compute_capabilities)}; no GPU is found here"
         )
     fingerprint.check_gpu(found)
-    raise EnvironmentLacksError(
-        f"this version of moe-export builds engines and does not run them yet: run "
-        f"{folder / fingerprint.plan} with {fingerprint.flavor} {fingerprint.version}, with the "
-        "plugin library in the bundle's lib/ loaded"
+    return EngineRunner(
+        folder / fingerprint.plan,
+        importlib.import_module(MODULES[fingerprint.flavor]),
+        plugin_library_path(),
+        DriverDevice(),
+        signature,
     )

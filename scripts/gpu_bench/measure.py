@@ -14,8 +14,8 @@ from gpu_bench.limits import count_work
 from moe_export.gpu.c_api import GpuLibrary
 from moe_export.gpu.layers import Form, UploadedLayer, make_layer
 from moe_export.gpu.layers import Layer as GpuLayer
-from moe_export.gpu.memory import Device
 from moe_export.ops.spec import GroupedExperts
+from moe_export.runners.device import Device
 
 _REPEATS = 50
 

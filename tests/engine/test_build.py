@@ -54,7 +54,7 @@ def test_every_layer_of_a_family_is_two_plugins(plugins, tmp_path, make, options
     with pytest.warns(UnverifiedBundleWarning, match="never compared .*GPU"):
         opened = moe_export.load(bundle.folder)
     assert not opened.verified
-    with pytest.raises(EnvironmentLacksError, match=r"no GPU is found here|does not run them yet"):
+    with pytest.raises(EnvironmentLacksError, match="no GPU is found here"):
         opened.run({})
 
 

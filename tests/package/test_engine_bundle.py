@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 import warnings
 
 import pytest
 
 import moe_export
-from moe_export.errors import BundleError, EnvironmentLacksError
+from moe_export.errors import BundleError, EnvironmentLacksError, UsageError
 from moe_export.package.bundle import UnverifiedBundleWarning
 from moe_export.package.manifest import read_manifest
 from moe_export.package.write import write_manifest
 from moe_export.runners import tensorrt
 from moe_export.runners.fingerprint import EngineFingerprint
+from moe_export.runners.onnxruntime import Signature
 
 FINGERPRINT = EngineFingerprint(
     plan="engine/model.plan",
@@ -42,7 +44,7 @@ def write_bundle(folder, fingerprint):
         folder,
         target=fingerprint.flavor,
         source={"name": "test"},
-        inputs=(),
+        inputs=(Signature("x", "tensor(float)", ("batch", 64)),),
         outputs=(),
         layers=[],
         parity={"status": "skipped", "reason": REASON},
@@ -122,7 +124,6 @@ def test_compatible_engines_run_on_what_is_later(tmp_path, machine):
     [
         (None, None, "tensorrt-rtx is not here"),
         ("1.7.1.116", None, r"for GPUs of compute capability 8\.0, 8\.9; no GPU is found here"),
-        ("1.7.1.116", "8.9", "builds engines and does not run them yet"),
     ],
 )
 def test_a_bundle_is_opened_anywhere_and_says_what_running_lacks(
@@ -132,6 +133,24 @@ def test_a_bundle_is_opened_anywhere_and_says_what_running_lacks(
     bundle = open_bundle(folder)
     with pytest.raises(EnvironmentLacksError, match=message):
         bundle.run({})
+
+
+def test_a_bundle_runs_its_engine_where_there_is_a_gpu(folder, machine, monkeypatch):
+    machine("1.7.1.116", "8.9")
+    opened = []
+
+    def open_engine(plan, _module, _plugins, _device, shapes):
+        opened.append((plan, shapes))
+        return types.SimpleNamespace(run=lambda inputs: {"y": inputs["x"]})
+
+    monkeypatch.setattr(tensorrt, "EngineRunner", open_engine)
+    monkeypatch.setattr(tensorrt, "DriverDevice", object)
+    monkeypatch.setattr(tensorrt, "plugin_library_path", lambda: folder)
+    bundle = open_bundle(folder)
+    assert bundle.run({"x": 1}) == bundle.run({"x": 1}) == {"y": 1}
+    assert opened == [(folder / FINGERPRINT.plan, {"x": ("batch", 64)})]
+    with pytest.raises(UsageError, match="holds an engine for tensorrt-rtx"):
+        bundle.open_runner()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ its place. Ends with 0 if all is well: what `tests.ptx.mutate` asks for.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from dataclasses import replace
@@ -80,6 +81,7 @@ def _check_layer(
     ids = rng.integers(first - 1, first + attributes.num_experts, (tokens, 3)).astype(np.int64)
     layer = make_layer(form, attributes, ids, rng)
     device = HostDevice()
+    os.environ["MOE_EXPORT_TEST_SEED"] = str(tokens)  # another order of threads
     uploaded = UploadedLayer(layer, library, device)
     uploaded.run(tile)
     expected = reference.grouped_experts(attributes=layer.attributes, **layer.inputs)

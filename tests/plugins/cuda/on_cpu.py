@@ -21,7 +21,7 @@ MISSING = f"{LIBRARY} is not built: no nvcc or triton, or scripts/test.sh did no
 
 
 class HostDevice:
-    """Host memory as `moe_export.gpu.memory.Device` has it, and not a byte more than asked for."""
+    """Host memory as a `moe_export.runners.device.Device`, not a byte more than asked for."""
 
     name = "this machine's CPU"
     stream = None

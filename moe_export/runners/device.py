@@ -1,4 +1,4 @@
-"""Device memory and streams: what the self-test and the timings ask of a GPU."""
+"""A GPU's memory, stream and graphs, through its driver alone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,26 @@ class Device(Protocol):
         """A copy of what lies there, of another array's shape and type."""
 
     def release(self) -> None:
-        """Free everything that was allocated."""
+        """Free everything that was allocated, pinned or recorded."""
+
+    def pinned(self, size_bytes: int) -> Array:
+        """``[size_bytes]`` uint8 of host memory that copies run from and to on their own."""
+
+    def copy_in(self, address: int, pinned: Array) -> None:
+        """Begin to copy pinned memory to the device, on the stream."""
+
+    def copy_out(self, pinned: Array, address: int) -> None:
+        """Begin to copy from the device to pinned memory, on the stream."""
+
+    def synchronize(self) -> None:
+        """Wait for the stream."""
+
+    def record(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Record what ``call`` launches, as a CUDA graph.
+
+        Returns:
+            A function that launches it again on the stream.
+        """
 
     def time_us(self, call: Callable[[], None], repeats: int) -> list[float]:
         """Microseconds that each of several runs takes on the device.
@@ -70,7 +89,8 @@ class DriverDevice:
         name = ctypes.create_string_buffer(256)
         self._call("cuDeviceGetName", name, 256, device)
         self.name = name.value.decode()
-        self._allocated: list[int] = []
+        # What undoes an allocation, and its argument.
+        self._frees: list[tuple[str, object]] = []
 
     def _call(self, function: str, *arguments: object) -> None:
         result = getattr(self._driver, function)(*arguments)
@@ -85,7 +105,7 @@ class DriverDevice:
         address = ctypes.c_uint64()
         size = max(size_bytes, 1)
         self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
-        self._allocated.append(address.value)
+        self._frees.append(("cuMemFree_v2", ctypes.c_uint64(address.value)))
         self._call("cuMemsetD8_v2", address, ctypes.c_ubyte(0xFF), ctypes.c_size_t(size))
         return address.value
 
@@ -107,22 +127,51 @@ class DriverDevice:
 
     def release(self) -> None:
         """See ``Device``."""
-        while self._allocated:
-            self._call("cuMemFree_v2", ctypes.c_uint64(self._allocated.pop()))
+        while self._frees:
+            self._call(*self._frees.pop())
+
+    def pinned(self, size_bytes: int) -> Array:
+        """See ``Device``."""
+        address = ctypes.c_void_p()
+        size = max(size_bytes, 1)
+        self._call("cuMemHostAlloc", ctypes.byref(address), ctypes.c_size_t(size), 0)
+        self._frees.append(("cuMemFreeHost", ctypes.c_void_p(address.value)))
+        return np.ctypeslib.as_array(
+            ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), shape=(size,)
+        )[:size_bytes]
+
+    def copy_in(self, address: int, pinned: Array) -> None:
+        """See ``Device``."""
+        source, size = ctypes.c_void_p(pinned.ctypes.data), ctypes.c_size_t(pinned.nbytes)
+        self._call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), source, size, self._stream())
+
+    def copy_out(self, pinned: Array, address: int) -> None:
+        """See ``Device``."""
+        target, size = ctypes.c_void_p(pinned.ctypes.data), ctypes.c_size_t(pinned.nbytes)
+        self._call("cuMemcpyDtoHAsync_v2", target, ctypes.c_uint64(address), size, self._stream())
+
+    def synchronize(self) -> None:
+        """See ``Device``."""
+        self._call("cuStreamSynchronize", self._stream())
+
+    def record(self, call: Callable[[], None]) -> Callable[[], None]:
+        """See ``Device``."""
+        graph, ready = ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuStreamBeginCapture_v2", self._stream(), _THIS_THREAD)
+        try:
+            call()
+        finally:
+            self._call("cuStreamEndCapture", self._stream(), ctypes.byref(graph))
+        self._call("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, ctypes.c_ulonglong(0))
+        self._call("cuGraphDestroy", graph)
+        self._frees.append(("cuGraphExecDestroy", ready))
+        return lambda: self._call("cuGraphLaunch", ready, self._stream())
 
     def time_us(self, call: Callable[[], None], repeats: int) -> list[float]:
         """See ``Device``."""
         call()  # loads kernels, which must not happen while recording
-        self._call("cuCtxSynchronize")
-        graph, ready = ctypes.c_void_p(), ctypes.c_void_p()
-        self._call("cuStreamBeginCapture_v2", ctypes.c_void_p(self.stream), _THIS_THREAD)
-        call()
-        self._call("cuStreamEndCapture", ctypes.c_void_p(self.stream), ctypes.byref(graph))
-        self._call("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, ctypes.c_ulonglong(0))
-        times = self._time(lambda: self._call("cuGraphLaunch", ready, self._stream()), repeats)
-        self._call("cuGraphExecDestroy", ready)
-        self._call("cuGraphDestroy", graph)
-        return times
+        self.synchronize()
+        return self._time(self.record(call), repeats)
 
     def copy_rate(self) -> float:
         """See ``Device``: of a copy that no cache holds."""

@@ -78,7 +78,9 @@ def schedule(variant: Variant, target: int) -> Schedule:
     wide_products = target in (90, 100, 103)  # an instruction for many warps at once
     if variant.weight != variant.element:
         # Decoding fills registers; with wide products the decoded weights go through memory.
-        narrow = variant.gated and not wide_products
+        narrow = variant.gated and not wide_products and not (big and target >= 120)
         many = big or (variant.weight == "int4" and variant.gated and wide_products)
         return Schedule(outputs=32 if narrow else 64, warps=8 if many else 4, stages=3)
-    return Schedule(outputs=128 if big and wide_products else 64, warps=8 if big else 4, stages=3)
+    # SM100 keeps sums in memory of their own, and reads two tiles of them at once in the end.
+    wide = big and wide_products and not (variant.gated and target >= 100)
+    return Schedule(outputs=128 if wide else 64, warps=8 if big else 4, stages=3)

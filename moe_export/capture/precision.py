@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from moe_export.errors import UsageError
 from moe_export.plan import DType
 from moe_export.recognize.block import MoeBlock
 from moe_export.sources import file_backed
@@ -58,6 +59,9 @@ def cast_model(
         loaded: The model in float32.
         blocks: Its layers, bound to their lowered forms.
         dtype: What is wanted.
+
+    Raises:
+        UsageError: a weight is beyond what the type holds.
     """
     if dtype == "fp32":
         yield loaded
@@ -69,11 +73,26 @@ def cast_model(
         for name, tensor in _castable(loaded):
             if name not in kept:
                 undo.callback(setattr, tensor, "data", tensor.data)
-                tensor.data = file_backed.copy(tensor.data, wanted)
+                tensor.data = _rounded(name, tensor, wanted)
         for block in blocks:
             if not _is_hooked(block):
                 _run_in_float32(block.module, wanted, undo)
         yield replace(loaded, inputs=inputs)
+
+
+def _rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in another type.
+
+    Raises:
+        UsageError: a weight is beyond what the type holds.
+    """
+    narrow = file_backed.copy(tensor.data, dtype)
+    if isinstance(tensor, nn.Parameter) and not narrow.isfinite().all() and tensor.isfinite().all():
+        raise UsageError(
+            f"{name}: its largest weight, {tensor.abs().max():.3g}, is beyond {dtype}: take "
+            "--dtype bf16"
+        )
+    return narrow
 
 
 def keep_weights(model: ir.Model) -> None:

@@ -94,7 +94,7 @@ class Bundle:
             One for each call of a layer, in the order they run.
 
         Raises:
-            UsageError: as for ``run``.
+            UsageError: as for ``run``; or the bundle holds an engine.
             EnvironmentLacksError: the bundle has no telemetry and onnx-ir is not installed.
         """
         runner, records = self._telemetry
@@ -107,6 +107,11 @@ class Bundle:
     @cached_property
     def _telemetry(self) -> tuple[OnnxRuntimeRunner, tuple[LayerTelemetry, ...]]:
         """A session that counts, and its outputs by layer."""
+        if self.manifest.engine is not None:
+            raise UsageError(
+                f"{self.folder} holds an engine, whose experts' load is not counted: count with a "
+                "bundle of --target cpu"
+            )
         if self.manifest.telemetry:
             return self.runner, tuple(map(LayerTelemetry.from_json, self.manifest.telemetry))
         try:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from moe_export.capture.precision import cast_model, source_dtype
+from moe_export.errors import UsageError
 from moe_export.plan import BuildPlan
 from moe_export.progress import SilentProgress
 from moe_export.recognize.block import bound
@@ -70,6 +71,17 @@ def test_a_module_that_mixes_types_keeps_what_it_has_in_float32():
     assert inside["moe.shared.weight"] == torch.bfloat16
     assert inside["out.weight"] == torch.float32
     assert inputs == {"x": torch.bfloat16}
+
+
+def test_a_weight_that_float16_does_not_hold_is_named():
+    model = models.seeded(models.Net)
+    with torch.no_grad():
+        model.out.weight[1, 2] = 1e6
+    found = loaded(model, torch.randn(5, 64))
+    dtypes_inside(found, (), "bf16")
+    with pytest.raises(UsageError, match=r"out\.weight: its largest weight, 1e\+06, is beyond"):
+        dtypes_inside(found, (), "fp16")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(

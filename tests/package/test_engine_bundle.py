@@ -135,6 +135,12 @@ def test_a_bundle_is_opened_anywhere_and_says_what_running_lacks(
         bundle.run({})
 
 
+def test_experts_load_is_counted_elsewhere(folder, machine):
+    machine("1.7.1.116", "8.9")
+    with pytest.raises(UsageError, match="count with a bundle of --target cpu"):
+        open_bundle(folder).expert_load({})
+
+
 def test_a_bundle_runs_its_engine_where_there_is_a_gpu(folder, machine, monkeypatch):
     machine("1.7.1.116", "8.9")
     opened = []

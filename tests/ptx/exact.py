@@ -77,4 +77,5 @@ def encode(value: Fraction, form: Format, rounding: str = "rn") -> int:
 
 def is_finite(bits: NDArray[np.uint32], form: Format) -> NDArray[np.bool_]:
     """Which bits are those of a number."""
-    return np.not_equal(bits & np.uint32(form.infinity), form.infinity)
+    finite: NDArray[np.bool_] = (bits & np.uint32(form.infinity)) != form.infinity
+    return finite

@@ -56,7 +56,7 @@ class Mutation:
 def list_mutations(text: str, count: int, seed: int = 0) -> list[Mutation]:
     """At most ``count`` mutations: every barrier and wait left out, then others that are drawn.
 
-    Statements that the runner does not model (fences, and the asynchrony of wgmma) stay.
+    Statements that the runner does not model, which are fences and advice, stay.
     """
     rng = random.Random(seed)
     waits, others = [], []
@@ -98,12 +98,12 @@ def _find(text: str, mutation: Mutation) -> str | None:
 
 
 def _is_modelled(statement: Statement) -> bool:
-    is_matrix_wait = statement.opcode == "wgmma" and "mma_async" not in statement.modifiers
-    return statement.opcode not in _UNMODELLED and not is_matrix_wait
+    is_matrix_fence = statement.opcode == "wgmma" and "fence" in statement.modifiers
+    return statement.opcode not in _UNMODELLED and not is_matrix_fence
 
 
 def _waits(statement: Statement) -> bool:
-    if statement.opcode == "cp":
+    if statement.opcode in ("cp", "wgmma"):
         return any(word in statement.modifiers for word in _COPY_WAITS)
     return statement.opcode in _WAITS
 

@@ -1,7 +1,8 @@
 #include "async_copy.h"
 
-#include <deque>
+#include <vector>
 
+#include "engine.h"
 #include "kernel_memory.h"
 #include "machine.h"
 #include "memory.h"
@@ -78,14 +79,6 @@ void settle(Mbarrier& barrier) {
 
 // Boxes of tensors
 
-struct Transfer {
-  uint32_t to, barrier, num_bytes;
-  std::vector<unsigned char> bytes;
-  uint32_t swizzle_bytes;
-  unsigned char* shared;
-};
-std::deque<Transfer> transfers;
-
 uint32_t swizzled(uint32_t offset, uint32_t swizzle_bytes) {
   return swizzle_bytes == 0 ? offset : offset ^ (offset >> 3 & (swizzle_bytes - 16));
 }
@@ -123,10 +116,9 @@ void for_each_element(const TensorMap& map, const int32_t* coordinates, Visit vi
 
 }  // namespace
 
-void forget_transfers(unsigned threads) {
+void forget_copies(unsigned threads) {
   if (queues.size() < threads) queues.resize(threads);
   for (CopyQueue& queue : queues) queue.clear();
-  transfers.clear();
 }
 
 void copy_async(Thread& thread, int line, uint32_t to, uint64_t from, uint32_t count,
@@ -202,34 +194,33 @@ void copy_box(Thread& thread, int line, uint32_t to, uint64_t address, int rank,
   at_shared(thread, line, to, 16);
   at_shared(thread, line, to + num_bytes - 16, 16);
   spoil_memory(thread.shared + to, num_bytes);
-  Transfer transfer = {to, barrier, num_bytes, {}, map.swizzle_bytes, thread.shared};
-  transfer.bytes.resize(num_bytes);
+  std::vector<unsigned char> box(num_bytes);
   for_each_element(map, coordinates, [&](const unsigned char* element, uint32_t position) {
     unsigned char bytes[8] = {};
     if (element != nullptr) read_memory(element, bytes, map.element_bytes);
-    for (uint32_t i = 0; i < map.element_bytes; ++i) transfer.bytes[position + i] = bytes[i];
+    for (uint32_t i = 0; i < map.element_bytes; ++i) box[position + i] = bytes[i];
   });
-  release(&transfers);
-  transfers.push_back(std::move(transfer));
+  begin_work(
+      [box = std::move(box), to, barrier, swizzle = map.swizzle_bytes, shared = thread.shared] {
+        for (uint32_t i = 0; i < box.size(); i += 16) {
+          unsigned char bytes[16];
+          for (uint32_t j = 0; j < 16; ++j) bytes[j] = box[i + j];
+          write_memory(bytes, shared + swizzled(to + i, swizzle), 16);
+        }
+        auto& told = *reinterpret_cast<Mbarrier*>(shared + barrier);
+        release(&told);
+        told.bytes -= static_cast<int32_t>(box.size());
+        settle(told);
+      });
 }
 
-bool land_transfer() {
-  if (transfers.empty()) return false;
-  const Transfer transfer = std::move(transfers.front());
-  transfers.pop_front();
-  acquire(&transfers);
-  for (uint32_t i = 0; i < transfer.num_bytes; i += 16) {
-    const uint32_t offset = swizzled(transfer.to + i, transfer.swizzle_bytes);
-    unsigned char bytes[16];
-    for (uint32_t j = 0; j < 16; ++j) bytes[j] = transfer.bytes[i + j];
-    write_memory(bytes, transfer.shared + offset, 16);
-  }
-  auto& barrier = *reinterpret_cast<Mbarrier*>(transfer.shared + transfer.barrier);
-  release(&barrier);
-  barrier.bytes -= static_cast<int32_t>(transfer.num_bytes);
-  settle(barrier);
-  machine.pauses = 0;
-  return true;
+void mbarrier_arrive_later(Thread& thread, int line, uint32_t at) {
+  valid_mbarrier_at(thread, line, at);
+  begin_work([barrier = reinterpret_cast<Mbarrier*>(thread.shared + at)] {
+    release(barrier);
+    if (barrier->left > 0) --barrier->left;
+    settle(*barrier);
+  });
 }
 
 void store_box(Thread& thread, int line, uint64_t address, int rank, const int32_t* coordinates,

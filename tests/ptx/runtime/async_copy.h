@@ -21,6 +21,8 @@ void mbarrier_invalidate(Thread& thread, int line, uint32_t at);
 void mbarrier_expect(Thread& thread, int line, uint32_t at, uint32_t bytes);
 /// Returns the phase before, the state that test_wait takes.
 uint64_t mbarrier_arrive(Thread& thread, int line, uint32_t at, uint32_t count);
+/// Arrives once all work that was begun before has landed.
+void mbarrier_arrive_later(Thread& thread, int line, uint32_t at);
 /// Whether the phase of that parity has ended. Lets others run if not.
 bool mbarrier_test(Thread& thread, int line, uint32_t at, uint32_t parity);
 

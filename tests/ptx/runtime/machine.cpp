@@ -8,6 +8,8 @@
 #include <cstdlib>
 #include <numeric>
 
+#include "engine.h"
+
 #if defined(PTX_TSAN)
 #include <sanitizer/tsan_interface.h>
 #endif
@@ -83,7 +85,10 @@ void begin_block(const BlockMemory& memory, const uint32_t* block, const uint32_
   for (Barrier& barrier : machine.barriers) barrier = {};
   machine.live = threads;
   machine.pauses = 0;
-  forget_transfers(threads);
+  forget_work();
+  forget_copies(threads);
+  forget_tensor_memory();
+  forget_products(threads);
   release(&machine.order_begin);
   for (unsigned t = 0; t < threads; ++t) {
     Fiber& fiber = machine.fibers[t];
@@ -112,17 +117,19 @@ void run_warp(unsigned index, Random& random) {
     const uint32_t lane = (first + i * step) % kWarp;
     if (!(ready >> lane & 1)) continue;
     machine.current = &machine.fibers[index * kWarp + lane];
+    machine.in_fiber = true;
     switch_flow(machine.scheduler, *machine.current);
+    machine.in_fiber = false;
   }
 }
 
 /// Mostly goes on with the warp that ran, so that one gets far ahead of the others.
-void run_block(Random& random) {
+void run_threads(Random& random) {
   const auto num_warps = static_cast<uint32_t>(machine.warps.size());
   uint32_t chosen = random.below(num_warps);
   while (machine.live > 0 && !machine.has_fault) {
     if (random.below(8) == 0) chosen = random.below(num_warps);
-    if (random.below(16) == 0) land_transfer();
+    if (random.below(16) == 0) land_work();
     uint32_t tried = 0;
     while (tried < num_warps && machine.warps[chosen].ready == 0) {
       chosen = (chosen + 1) % num_warps;
@@ -130,9 +137,19 @@ void run_block(Random& random) {
     }
     if (tried < num_warps) {
       run_warp(chosen, random);
-    } else if (!land_transfer()) {
+    } else if (!land_work()) {
       write_fault(&machine.fibers[0].thread, 0, describe_waiting().c_str());
     }
+  }
+}
+
+void run_block(Random& random) {
+  try {
+    run_threads(random);
+  } catch (const LaunchEnd&) {  // a transfer was at fault
+  }
+  if (!machine.has_fault && allocated_tensor_memory() > 0) {
+    write_fault(&machine.fibers[0].thread, 0, "ends and has not given back its tensor memory");
   }
   for (Fiber& fiber : machine.fibers) end_flow(fiber);
 }
@@ -214,6 +231,7 @@ void fault(const Thread& thread, int line, const char* format, ...) {
   std::vsnprintf(text, sizeof(text), format, arguments);
   va_end(arguments);
   write_fault(&thread, line, text);
+  if (!machine.in_fiber) throw LaunchEnd();
   switch_flow(*machine.current, machine.scheduler);
   std::abort();  // nobody goes on after a fault
 }
@@ -245,6 +263,7 @@ int launch(const KernelEntry& kernel, const unsigned grid[3], unsigned threads,
   machine.warps = std::vector<Warp>((threads + kWarp - 1) / kWarp);
   adopt_current_flow(machine.scheduler);
   Random random(seed);
+  machine.is_late = seed % 2 == 1;
   std::vector<uint32_t> blocks(size_t{grid[0]} * grid[1] * grid[2]);
   std::iota(blocks.begin(), blocks.end(), 0u);
   for (size_t i = blocks.size(); i > 1; --i) {

@@ -81,13 +81,18 @@ struct Machine {
   Barrier barriers[16];
   Flow scheduler;
   Fiber* current = nullptr;
-  uint32_t live = 0;    ///< threads of the block that have not ended
-  uint64_t pauses = 0;  ///< since anything happened
+  uint32_t live = 0;     ///< threads of the block that have not ended
+  uint64_t pauses = 0;   ///< since anything happened
+  bool is_late = false;  ///< what may be read late is read when it is waited for
   bool has_fault = false;
+  bool in_fiber = false;  ///< else the scheduler runs
   std::string fault_text;
   char order_begin = 0, order_end = 0;
 };
 extern Machine machine;
+
+/// Ends a launch from within the scheduler.
+struct LaunchEnd {};
 
 /// Switches to the scheduler until somebody makes the current fiber ready.
 void wait_in(State state, int line);
@@ -98,9 +103,12 @@ void settle_warp(Warp& warp, Fiber& by);
 /// Every thread that waits goes on if all have come.
 void settle_block(Barrier& barrier);
 
-/// Transfers that are under way (async_copy.cpp).
-void forget_transfers(unsigned threads);
-/// Lands one transfer of the block that is under way; false if there is none.
-bool land_transfer();
+/// What a block leaves behind is forgotten before the next one (async_copy.cpp, wgmma.cpp,
+/// tensor_memory.cpp).
+void forget_copies(unsigned threads);
+void forget_tensor_memory();
+void forget_products(unsigned threads);
+/// Columns of tensor memory that the block has not given back.
+uint32_t allocated_tensor_memory();
 
 }  // namespace ptx

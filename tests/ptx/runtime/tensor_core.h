@@ -28,8 +28,18 @@ struct GroupProduct {
   float scale_a, scale_b;
   bool transposed_a, transposed_b;  ///< whether k is not the direction of neighbours
 };
-/// d[16, n] of each of four warps, n / 2 registers per lane; the result is there at once.
-void wgmma(Thread& thread, int line, const GroupProduct& product, const uint32_t* a_registers,
-           uint64_t a_descriptor, uint64_t b_descriptor, uint32_t* d);
+
+/// Lists of registers for d that a kernel may have under way.
+constexpr int kMostResults = 8;
+
+/// d[16, n] of each of four warps, n / 2 registers per lane. Of odd seeds, operands are read and
+/// results there when the group is waited for; until then d is NaN. Of even seeds, at once.
+/// @param result which of the kernel's lists of registers d is; negative to compute at once.
+void wgmma(Thread& thread, int line, const GroupProduct& product, int result,
+           const uint32_t* a_registers, uint64_t a_descriptor, uint64_t b_descriptor, uint32_t* d);
+void wgmma_commit(Thread& thread, int line);
+void wgmma_wait(Thread& thread, int line, uint32_t groups_left);
+/// Whether a result has come since it was last asked for; it is in `d` then.
+bool wgmma_take(Thread& thread, int result, int num_registers, uint32_t* d);
 
 }  // namespace ptx

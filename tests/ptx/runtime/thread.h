@@ -11,9 +11,10 @@
 // error and is had from ptx_fault(). ptx_name() is the first kernel's name and ptx_run(...) runs
 // it. One launch at a time: a shared object is one GPU.
 //
-// `seed` draws the order of blocks, warps and lanes. Fibers change at warp and block instructions
-// only. Shared memory begins as NaN, so does what an asynchronous copy is going to write, and
-// registers begin as nonsense.
+// `seed` draws the order of blocks, warps and lanes; odd ones have wgmma read its operands as late
+// as it may, even ones at once. Fibers change at warp and block instructions only. Shared memory
+// begins as NaN, so does what an asynchronous copy is going to write, and registers begin as
+// nonsense.
 #pragma once
 #include <cstdint>
 

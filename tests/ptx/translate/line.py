@@ -40,6 +40,7 @@ class Names:
         parameters: Position and bytes of each parameter.
         labels: Where branches can go.
         targets: Labels that each list of branch targets names.
+        results: Lists of registers that products of wgmma may be under way to.
     """
 
     registers: Mapping[str, str]
@@ -47,6 +48,7 @@ class Names:
     parameters: Mapping[str, tuple[int, int]]
     labels: frozenset[str]
     targets: Mapping[str, tuple[str, ...]]
+    results: tuple[tuple[Operand, ...], ...]
 
 
 class Line:

@@ -11,13 +11,23 @@ import tests.ptx.translate.control
 import tests.ptx.translate.conversion
 import tests.ptx.translate.logic
 import tests.ptx.translate.memory
-import tests.ptx.translate.tensor_core
+import tests.ptx.translate.tensor_memory
 import tests.ptx.translate.warp  # noqa: F401
 from tests.ptx.parse import TYPE_BYTES
 from tests.ptx.records import BranchTargets, Kernel, Label, Module, Statement, Variable
 from tests.ptx.translate.line import Names, cpp_label, cpp_register, translate_statement
+from tests.ptx.translate.tensor_core import list_results
 
-_HEADERS = ("arithmetic", "async_copy", "conversion", "memory", "tensor_core", "thread", "warp")
+_HEADERS = (
+    "arithmetic",
+    "async_copy",
+    "conversion",
+    "memory",
+    "tensor_core",
+    "tensor_memory",
+    "thread",
+    "warp",
+)
 _UNSET = {1: "0xbd", 2: "0xbdbd", 4: "0x7fbdbdbdu", 8: "0x7ffdbdbdbdbdbdbdull"}
 _RUN = (
     "const unsigned grid[3], unsigned threads, unsigned shared_bytes, unsigned seed, "
@@ -81,6 +91,7 @@ def _kernel(module: Module, kernel: Kernel, number: int, file_name: str) -> list
         {p.name: (i, p.size) for i, p in enumerate(kernel.parameters)},
         frozenset(label.name for label in kernel.body if isinstance(label, Label)),
         {b.name: b.labels for b in kernel.body if isinstance(b, BranchTargets)},
+        list_results(line for line in kernel.body if isinstance(line, Statement)),
     )
     lines = [f"void kernel_{number}(Thread& t) {{"]
     lines += _registers(kernel)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from tests.ptx.records import Immediate, Operand, Vector
+from collections.abc import Iterable
+
+from tests.ptx.records import Immediate, Operand, Statement, Vector
 from tests.ptx.translate.line import Line, translates
 
 _ELEMENTS = ("s8", "u8", "e4m3", "e5m2", "f16", "bf16", "tf32")
 _BYTES = {"s8": 1, "u8": 1, "e4m3": 1, "e5m2": 1, "f16": 2, "bf16": 2, "tf32": 4}
+_MOST_RESULTS = 8
 _SUMS = {"f32": 4, "f16": 2, "s32": 4}
 
 
@@ -60,18 +63,45 @@ def _(line: Line) -> str:
 
 @translates("wgmma")
 def _(line: Line) -> str:
-    """Results are there at once: fences and waits do nothing."""
+    """Products, and waits that fill the registers of those that have ended."""
     line.take("sync")
     line.take("aligned")
-    if line.take("fence", "commit_group"):
+    if line.take("fence"):
         line.operands(0)
         return ";"
+    if line.take("commit_group"):
+        line.operands(0)
+        return f"wgmma_commit(t, {line.number});"
     if line.take("wait_group"):
-        line.operands(1)
-        return ";"
+        return _wait(line)
     if not line.take("mma_async"):
         raise line.refuse("not a known wgmma")
     return _wgmma(line)
+
+
+def _wait(line: Line) -> str:
+    (groups,) = line.operands(1)
+    lines = [f"wgmma_wait(t, {line.number}, {line.value(groups, 'b32')});", "uint32_t d[128];"]
+    for number, result in enumerate(line.names.results):
+        taken = " ".join(f"{line.target(r, 'b32')} = d[{i}];" for i, r in enumerate(result))
+        lines.append(f"if (wgmma_take(t, {number}, {len(result)}, d)) {{ {taken} }}")
+    return f"{{ {' '.join(lines)} }}"
+
+
+def list_results(statements: Iterable[Statement]) -> tuple[tuple[Operand, ...], ...]:
+    """The lists of registers that products may be under way to; none if they overlap.
+
+    Those of a kernel with overlapping ones are computed at once.
+    """
+    found: list[tuple[Operand, ...]] = []
+    for statement in statements:
+        if statement.opcode == "wgmma" and "mma_async" in statement.modifiers:
+            (result, *_) = statement.operands
+            if isinstance(result, Vector) and result.items not in found:
+                found.append(result.items)
+    registers = [register for result in found for register in result]
+    overlap = len(set(registers)) < len(registers)
+    return () if overlap or len(found) > _MOST_RESULTS else tuple(found)
 
 
 def _wgmma(line: Line) -> str:
@@ -103,7 +133,10 @@ def _wgmma(line: Line) -> str:
         _require(line, a, 4)
         declarations += " " + line.array("a", a)
     a_arguments = "a, 0" if a_in_registers else f"nullptr, {line.value(a, 'b64')}"
-    call = f"wgmma(t, {line.number}, {form}, {a_arguments}, {line.value(b, 'b64')}, d);"
+    items = line.items(d)
+    result = line.names.results.index(items) if items in line.names.results else -1
+    arguments = f"{form}, {result}, {a_arguments}, {line.value(b, 'b64')}"
+    call = f"wgmma(t, {line.number}, {arguments}, d);"
     return f"{{ {declarations} {call} {line.assign(line.items(d), 'b32', 'd')} }}"
 
 

@@ -243,16 +243,16 @@ setp.ne.u32 %p, %c0, 0;
 wgmma.fence.sync.aligned;
 wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {{{registers("d", 16)}}}, OPERANDS;
 wgmma.commit_group.sync.aligned;
-wgmma.wait_group.sync.aligned 0;
+WAIT
 """
 
 
-def wgmma_kernel(operands):
+def wgmma_kernel(operands, wait="wgmma.wait_group.sync.aligned 0;"):
     """As ``matrix_kernel``; i is the image, b holds the two descriptors, d is loaded too."""
     counts = {"a": 4, "b": 4, "c": 1, "d": 16}
     before = transfer(16, "d", "ld") + "\n.reg .b64 %da, %db;\n"
     before += "mov.b64 %da, {%b0, %b1};\nmov.b64 %db, {%b2, %b3};\n"
-    text = matrix_kernel(before + WGMMA.replace("OPERANDS", operands), counts)
+    text = matrix_kernel(before + WGMMA.replace("OPERANDS", operands).replace("WAIT", wait), counts)
     return load_kernel(text.replace("matrix(", "matrix(.param .u64 matrix_i, "))
 
 
@@ -321,3 +321,22 @@ def test_lanes_that_have_ended_are_missed():
     arrays = [np.zeros((32, n), np.uint32) for n in counts.values()]
     with pytest.raises(KernelError, match="lanes 00000200 of the warp have ended"):
         load_kernel(matrix_kernel(statement, counts)).launch(1, 32, 0, arrays)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_wgmma_is_there_when_it_is_waited_for(wgmma_kernels, seed):
+    a, b = (draw_floats(n, DEPTH).astype(np.float16) for n in (64, COLUMNS))
+    c = draw_floats(64, COLUMNS)
+    options = {"swizzle": 128, "transposed": False, "accumulates": 1, "seed": seed}
+    got = run_wgmma(wgmma_kernels["b0"], a, b, c, **options)
+    expected = c + a.astype(np.float32) @ b.astype(np.float32).T
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_wgmma_that_nobody_waits_for_is_nan_of_odd_seeds(wgmma_kernels):
+    a, b = (draw_floats(n, DEPTH).astype(np.float16) for n in (64, COLUMNS))
+    options = {"swizzle": 128, "transposed": False, "accumulates": 1}
+    kernel = wgmma_kernel("%da, %db, %p, 1, 1, 0, 0", "wgmma.wait_group.sync.aligned 1;")
+    c = draw_floats(64, COLUMNS)
+    assert np.isnan(run_wgmma(kernel, a, b, c, seed=1, **options)).all()
+    assert np.isfinite(run_wgmma(kernel, a, b, c, seed=2, **options)).all()

@@ -86,7 +86,7 @@ _NOWHERE = Path("bundle")
               help="Keep as few layers as possible in float32 such that every output's relative "
                    "RMS error against eager, over all cases, is at most X.")  # fmt: skip
 @click.option("--compute-capability", "compute_capabilities", multiple=True, metavar="8.0",
-              help="GPU that an engine of tensorrt-rtx is for: 7.5, 8.0, 8.6, 8.9, 12.0 or 12.1; "
+              help="GPU that an engine of tensorrt-rtx is for: 8.0, 8.6, 8.9, 12.0 or 12.1; "
                    "repeat for several. The one of this machine if not given.")  # fmt: skip
 @click.option(
     "--version-compatible",

@@ -6,11 +6,14 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_export.errors import EnvironmentLacksError
+from moe_export.errors import EnvironmentLacksError, UsageError
 from moe_export.plan import BuildPlan
 from moe_export.runners import gpu
 from moe_export.runners.library import plugin_library_path
 from moe_export.runners.tensorrt import INSTALL, MODULES
+
+# The first GPUs that the plugins have kernels for.
+_LEAST = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ def find_environment(plan: BuildPlan) -> EngineEnvironment:
 
     Raises:
         EnvironmentLacksError: something is missing; says what to install.
+        UsageError: the plugins have no kernels for a GPU that was named.
     """
     module = MODULES[plan.target]
     for name in (module, "polygraphy"):
@@ -42,6 +46,12 @@ def find_environment(plan: BuildPlan) -> EngineEnvironment:
                 f"{INSTALL[plan.target]}"
             )
     library = plugin_library_path()
+    for capability in plan.compute_capabilities:
+        if tuple(map(int, capability.split("."))) < _LEAST:
+            raise UsageError(
+                f"--compute-capability {capability}: the plugins have kernels from "
+                f"{'.'.join(map(str, _LEAST))} on"
+            )
     if plan.compute_capabilities:
         return EngineEnvironment(library, plan.compute_capabilities, use_gpu=False)
     found = gpu.compute_capability()

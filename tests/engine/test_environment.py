@@ -10,7 +10,7 @@ import moe_export
 from moe_export.cli.main import main
 from moe_export.engine import environment
 from moe_export.engine.environment import find_environment
-from moe_export.errors import EnvironmentLacksError
+from moe_export.errors import EnvironmentLacksError, UsageError
 from moe_export.plan import BuildPlan
 from moe_export.runners.library import PLUGIN_LIBRARY_VARIABLE
 
@@ -62,6 +62,11 @@ def test_without_a_gpu_it_has_to_be_said_what_to_build_for(library, installed, m
         find_environment(plan("tensorrt-rtx"))
     with pytest.raises(EnvironmentLacksError, match=r"--target tensorrt-rtx builds without one"):
         find_environment(plan("tensorrt"))
+
+
+def test_gpus_without_kernels_are_refused(library, installed):
+    with pytest.raises(UsageError, match=r"7\.5: the plugins have kernels from 8\.0 on"):
+        find_environment(plan("tensorrt-rtx", compute_capabilities=("8.9", "7.5")))
 
 
 def test_the_gpu_here_is_what_is_built_for_unless_another_is_named(library, installed, monkeypatch):

@@ -176,7 +176,7 @@ void grouped_matmul(const GroupedMatMulAttributes& a, const GroupedMatMulTensors
 }
 
 size_t expert_dispatch_workspace_bytes(const ExpertDispatchAttributes&, int64_t num_slots) {
-  return 4 * num_slots;
+  return 256 * num_slots;
 }
 
 void prepare_expert_dispatch(const ExpertDispatchAttributes&, ElementType element) {

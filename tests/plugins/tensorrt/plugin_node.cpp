@@ -1,5 +1,7 @@
 #include "plugin_node.h"
 
+#include <algorithm>
+
 namespace moe_export::test {
 namespace {
 
@@ -84,10 +86,14 @@ std::vector<Tensor> run(const PluginNode& built, const std::vector<Tensor>& inpu
   expect(runtime.onShapeChange(described.data(), num_inputs, described.data() + num_inputs,
                                num_outputs) == 0,
          moe_export_last_error());
-  std::vector<char> workspace(bytes + 1);  // off by one: alignment is the plugin's to see to
+  // Off by one: alignment is the plugin's to see to. Nothing beyond its bytes may change.
+  constexpr size_t kBeyond = 1 << 16;
+  std::vector<char> workspace(1 + bytes + kBeyond, kPoison);
   expect(runtime.enqueue(described.data(), described.data() + num_inputs, from.data(), to.data(),
                          bytes == 0 ? nullptr : workspace.data() + 1, nullptr) == 0,
          moe_export_last_error());
+  const auto beyond = workspace.end() - kBeyond;
+  expect(std::count(beyond, workspace.end(), kPoison) == kBeyond, "too little workspace");
   return outputs;
 }
 

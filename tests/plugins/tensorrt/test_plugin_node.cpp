@@ -211,10 +211,15 @@ void test_tensors() {
     fewer.pop_back();
     expect_refused(configure(node, fewer), "experts_inputs: the node takes x, expert_ids, ");
   });
-  run_case("slots_fit_32_bits", [&] {
-    std::vector<Tensor> inputs = inputs_of_experts();
-    for (const size_t i : {0, 1, 2}) inputs[i].shape[0] = int64_t{1} << 30;
-    expect_refused(configure(node, inputs), "experts_c2: expert_ids' slots T · K must be at most");
+  run_case("slots_of_the_largest_profile_fit_32_bits", [&] {
+    std::vector<nvinfer1::DynamicPluginTensorDesc> tensors;
+    for (const Tensor& input : inputs_of_experts()) tensors.push_back(input.dynamic());
+    for (const size_t i : {0, 1, 2}) {
+      tensors[i].desc.dims.d[0] = -1;
+      tensors[i].max.d[0] = int64_t{1} << 30;
+    }
+    expect_refused(node.build().configurePlugin(tensors.data(), 7, nullptr, 0),
+                   "experts_c2: expert_ids' slots T · K must be at most");
   });
   run_case("formats_are_linear_and_types_the_contracts", [&] {
     std::vector<nvinfer1::DynamicPluginTensorDesc> tensors;

@@ -6,6 +6,7 @@ another one (launch_on_cpu.cpp), and device memory is the host's.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -17,23 +18,36 @@ from tests.ptx.build import build
 BUILD = Path(os.environ.get("MOE_EXPORT_CUDA_BUILD", Path(__file__).parents[3] / "build" / "tests"))
 LIBRARY = BUILD / "tests" / "cuda" / "libmoe_export_cuda_on_cpu.so"
 PTX = BUILD / "cuda" / "kernels" / "ptx"
+SANITIZE = os.environ.get("MOE_EXPORT_TEST_SANITIZE", "")
+# A fault that AddressSanitizer has to find: workspaces of half the size.
+HALF_WORKSPACE = os.environ.get("MOE_EXPORT_TEST_HALF_WORKSPACE") == "1"
 MISSING = f"{LIBRARY} is not built: no nvcc or triton, or scripts/test.sh did not run"
 
 
 class HostDevice:
-    """Host memory as a `moe_export.runners.device.Device`, not a byte more than asked for."""
+    """Host memory as a `moe_export.runners.device.Device`.
+
+    Not a byte more than asked for: AddressSanitizer sees what a kernel reads or writes beyond.
+    """
 
     name = "this machine's CPU"
     stream = None
 
     def __init__(self):
-        self._arrays = {}
+        self._memory = {}
+        self._c = ctypes.CDLL(None)  # a sanitizer's functions, if there is one
 
     def allocate(self, size_bytes):
-        memory = np.full(size_bytes + 256, 0xFF, np.uint8)
-        address = memory.ctypes.data + -memory.ctypes.data % 256
-        self._arrays[address] = memory
-        return address
+        address = ctypes.c_void_p()
+        size = max(size_bytes, 1)
+        if self._c.posix_memalign(
+            ctypes.byref(address), ctypes.c_size_t(256), ctypes.c_size_t(size)
+        ):
+            raise MemoryError(f"{size} bytes")
+        array = (ctypes.c_uint8 * size).from_address(address.value)
+        self._memory[address.value] = np.frombuffer(array, np.uint8)[:size_bytes]
+        self._memory[address.value][:] = 0xFF
+        return address.value
 
     def upload(self, array):
         data = np.ascontiguousarray(array)
@@ -47,12 +61,15 @@ class HostDevice:
         return copy
 
     def _view(self, address, size_bytes):
-        memory = self._arrays[address]
-        begin = address - memory.ctypes.data
-        return memory[begin : begin + size_bytes]
+        return self._memory[address][:size_bytes]
 
     def release(self):
-        self._arrays.clear()
+        for address in self._memory:
+            self._c.free(ctypes.c_void_p(address))
+        self._memory.clear()
+
+    def __del__(self):
+        self.release()
 
     def time_us(self, call, repeats):
         call()
@@ -77,6 +94,10 @@ class LibraryOnCpu(GpuLibrary):
         self.use()
         self.need("kernels")
 
+    def number(self, name, *arguments):
+        found = super().number(name, *arguments)
+        return found // 2 if HALF_WORKSPACE and name.endswith("workspace") else found
+
     def use(self):
         """The kernels of this capability from now on: there is one library per process."""
         os.environ["MOE_EXPORT_PTX_KERNELS"] = str(self.folder)
@@ -88,7 +109,8 @@ class LibraryOnCpu(GpuLibrary):
             file = name if name == "kernels" else f"{name}_sm{self.capability}"
             link = self.folder / f"{file}.so"
             if not link.exists():
-                link.symlink_to(build((PTX / f"{file}.ptx").read_text(), name=f"{file}.ptx"))
+                text = (PTX / f"{file}.ptx").read_text()
+                link.symlink_to(build(text, sanitize=SANITIZE, name=f"{file}.ptx"))
 
     def need_form(self, element, weights, tile):
         """Compile the products of a form."""

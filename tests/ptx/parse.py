@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from tests.ptx.operands import read_integer, read_operand, split_operands
@@ -96,6 +97,7 @@ class _Reader:
     def __init__(self, text: str):
         self._text = text
         self._position = 0
+        self._line_ends = [place for place, sign in enumerate(text) if sign == "\n"]
 
     # What comes next
 
@@ -111,7 +113,7 @@ class _Reader:
         return self._text.startswith(words, self._position)
 
     def _line(self) -> int:
-        return self._text.count("\n", 0, self._position) + 1
+        return bisect_left(self._line_ends, self._position) + 1
 
     def _take_until(self, stop: str) -> str:
         end = self._text.find(stop, self._position)

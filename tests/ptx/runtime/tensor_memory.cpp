@@ -13,6 +13,7 @@ constexpr uint32_t kNan = 0x7fbadbad;
 struct TensorMemory {
   uint32_t cells[kLanes][kColumns];
   uint32_t allocated = 0;  ///< columns, from the first one on
+  bool is_used = true;     ///< since it was last made NaN
 };
 TensorMemory memory;
 
@@ -96,6 +97,8 @@ void multiply(const Thread& thread, int line, uint32_t d, uint64_t a, uint64_t b
 
 void forget_tensor_memory() {
   memory.allocated = 0;
+  if (!memory.is_used) return;
+  memory.is_used = false;
   for (auto& lane : memory.cells) {
     for (uint32_t& cell : lane) cell = kNan;
   }
@@ -112,6 +115,7 @@ void tensor_memory_alloc(Thread& thread, int line, uint32_t to, uint32_t columns
   }
   const uint32_t first = memory.allocated;
   memory.allocated += columns;
+  memory.is_used = true;
   write_memory(reinterpret_cast<const unsigned char*>(&first), target, 4);
 }
 

@@ -7,7 +7,8 @@
 A call is recorded as a CUDA graph and run 50 times; times are medians of the whole layer: sorting,
 both products and the sum. The limit is by whichever takes longer: reading the weights of the
 experts that were hit, at the rate of a copy on this GPU measured just before, or multiplying at the
-data sheet's rate. The best tile is what TensorRT would choose by timing them.
+data sheet's rate. The best tile is what TensorRT would choose by timing them; occupancy is that of
+its first product: the threads that a multiprocessor runs at once, of those that it could.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ COLUMNS = (
     "its µs",
     "limit, µs",
     "of it",
+    "occupancy",
 )
 FORMS = ("bf16 x bf16", "bf16 x int8", "bf16 x int4, blocks of 128", "bf16 x fp8")
 
@@ -100,6 +102,8 @@ def list_rows(results: Sequence[Result], machine: dict[str, object]) -> list[lis
         limit = work.limit_us(float(str(rate)), None if peak is None else float(str(peak)))
         best = min(result.tiles_us, key=lambda tile: result.tiles_us[tile])
         shares = [f"{limit:.1f}", f"{100 * limit / result.median_us:.0f} %"]
+        share = result.occupancy[best]
+        shares.append("-" if share is None else f"{100 * share:.0f} %")
         times = [f"{result.median_us:.1f}", best, f"{result.tiles_us[best]:.1f}"]
         rows.append(
             [result.layer, result.form, str(result.tokens), str(result.hit), *times, *shares]

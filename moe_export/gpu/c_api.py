@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from moe_export.errors import MoeExportError
@@ -16,6 +16,23 @@ _MOST_TILES = 8
 
 class GpuLibraryError(MoeExportError):
     """A call into the GPU library failed."""
+
+
+@dataclass(frozen=True)
+class KernelResources:
+    """What a kernel takes of a multiprocessor.
+
+    Attributes:
+        threads: Of a block.
+        shared_bytes: Of a block.
+        registers: Of a thread; 0 where the driver compiles the kernel.
+        outputs: Rows of the weight that a block multiplies with.
+    """
+
+    threads: int
+    shared_bytes: int
+    registers: int
+    outputs: int
 
 
 class GpuLibrary:
@@ -56,6 +73,14 @@ class GpuLibrary:
         rows = (ctypes.c_int64 * _MOST_TILES)()
         count = self.number("grouped_experts_tiles", attributes, element_type, rows)
         return list(rows[:count])
+
+    def product_resources(
+        self, attributes: GroupedExperts, element_type: str, tile_rows: int, capability: int
+    ) -> KernelResources:
+        """What the kernel of a layer's first product takes of a GPU."""
+        found = (ctypes.c_int64 * len(fields(KernelResources)))()
+        self.call("grouped_experts_kernel", attributes, element_type, tile_rows, capability, found)
+        return KernelResources(*found)
 
 
 def _to_c(argument: object) -> object:

@@ -1,6 +1,7 @@
 // The host functions for C callers: moe_export/gpu/c_api.py is one. Pointers are to device memory,
 // but for attributes, which are lines "name=value". A function returns null, or what went wrong;
 // the text stays until the thread's next call.
+#include <algorithm>
 #include <cstdint>
 #include <exception>
 #include <iterator>
@@ -12,6 +13,8 @@
 #include "expert_dispatch.h"
 #include "grouped_experts.h"
 #include "grouped_matmul.h"
+#include "kernel_catalogue.h"
+#include "matmul_tile.h"
 #include "top_k_gating.h"
 
 namespace {
@@ -170,6 +173,23 @@ MOE_EXPORT_C const char* moe_export_grouped_experts_tiles(const char* attributes
          cuda::grouped_experts_tiles(read<GroupedExpertsAttributes>(attributes), type)) {
       rows[(*count)++] = tile;
     }
+  });
+}
+
+/// What the first product of a layer takes of a device of this capability: threads of a block,
+/// bytes of shared memory, registers of a thread (0 where the driver compiles it), rows of the
+/// weight per block.
+MOE_EXPORT_C const char* moe_export_grouped_experts_kernel(const char* attributes,
+                                                           cuda::ElementType type,
+                                                           int64_t tile_rows, int64_t capability,
+                                                           int64_t* resources) {
+  return report([&] {
+    const auto a = read<GroupedExpertsAttributes>(attributes);
+    const cuda::MatmulForm form = {type, a.weight_type, a.block_size, a.has_zero_point, a.gated};
+    const std::string name = cuda::matmul_name(form, static_cast<int>(tile_rows));
+    const cuda::CatalogueEntry& entry = cuda::choose_entry(name, static_cast<int>(capability));
+    const int64_t found[] = {entry.threads, entry.shared_bytes, entry.registers, entry.outputs};
+    std::copy(std::begin(found), std::end(found), resources);
   });
 }
 

@@ -134,7 +134,7 @@ def write_output(images: list[Image], output: Path) -> None:
         declarations.append(f'extern "C" const unsigned char {symbol}[];')
         rows += [
             f'{{"{kernel.name}", "{kernel.entry}", {image.target}, {kernel.threads}, '
-            f"{kernel.shared_bytes}, {kernel.outputs}, {symbol}}},"
+            f"{kernel.shared_bytes}, {kernel.outputs}, {kernel.registers}, {symbol}}},"
             for kernel in image.kernels
         ]
     ptx = output / "ptx"

@@ -17,6 +17,7 @@ struct CatalogueEntry {
   uint32_t threads;       ///< of a block, or 0: the launch decides
   uint32_t shared_bytes;  ///< of a block
   uint32_t outputs;       ///< rows of the weight per block of a matrix product
+  uint32_t registers;     ///< of a thread; 0 for PTX
   const unsigned char* image;
 };
 

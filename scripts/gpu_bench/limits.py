@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from moe_bench.layers import Layer
 
+from moe_export.gpu.c_api import KernelResources
 from moe_export.gpu.layers import Form
 from moe_export.ops.padded_rows import padded_rows_bytes
 
@@ -60,3 +61,47 @@ def count_work(layer: Layer, form: Form, tokens: int, hit: float) -> Work:
 def peak_operations(device: str) -> float | None:
     """Of a device by its name; None for one that the table lacks."""
     return next((peak for name, peak in PEAK_OPERATIONS.items() if name in device), None)
+
+
+@dataclass(frozen=True)
+class Multiprocessor:
+    """What the blocks on one of them share: CUDA's programming guide, by compute capability."""
+
+    threads: int
+    blocks: int
+    shared_bytes: int
+    registers: int = 65536
+
+
+_BIG = Multiprocessor(threads=2048, blocks=32, shared_bytes=228 << 10)
+MULTIPROCESSORS = {
+    80: Multiprocessor(threads=2048, blocks=32, shared_bytes=164 << 10),
+    86: Multiprocessor(threads=1536, blocks=16, shared_bytes=100 << 10),
+    89: Multiprocessor(threads=1536, blocks=24, shared_bytes=100 << 10),
+    90: _BIG,
+    100: _BIG,
+    103: _BIG,
+    120: Multiprocessor(threads=1536, blocks=24, shared_bytes=100 << 10),
+    121: Multiprocessor(threads=1536, blocks=24, shared_bytes=100 << 10),
+}
+_RESERVED_SHARED_BYTES = 1 << 10  # of each block, by the system
+_REGISTERS_OF_WARP = 256  # they are given out in such parts
+
+
+def occupancy(kernel: KernelResources, capability: int) -> float | None:
+    """The share of a multiprocessor's threads that can run at once.
+
+    None where the driver compiles the kernel, or the capability is not in the table.
+    """
+    machine = MULTIPROCESSORS.get(capability)
+    if machine is None or not kernel.registers:
+        return None
+    warps = -(-kernel.threads // 32)
+    warp_registers = -(-32 * kernel.registers // _REGISTERS_OF_WARP) * _REGISTERS_OF_WARP
+    blocks = min(
+        machine.blocks,
+        machine.threads // kernel.threads,
+        machine.shared_bytes // (kernel.shared_bytes + _RESERVED_SHARED_BYTES),
+        machine.registers // (warps * warp_registers),
+    )
+    return blocks * kernel.threads / machine.threads

@@ -10,7 +10,7 @@ import numpy as np
 from moe_bench.layers import Layer
 from moe_bench.routing import draw_call
 
-from gpu_bench.limits import count_work
+from gpu_bench.limits import count_work, occupancy
 from moe_export.gpu.c_api import GpuLibrary
 from moe_export.gpu.layers import Form, UploadedLayer, make_layer
 from moe_export.gpu.layers import Layer as GpuLayer
@@ -32,6 +32,8 @@ class Result:
         median_us: Of the whole layer, with the tile that the library chooses.
         tiles_us: By the rows of a tile.
         bytes_read, operations: What had to be done.
+        occupancy: Of the first product by the rows of a tile: threads that run at once, of those
+            that a multiprocessor takes; None where that is not known.
     """
 
     layer: str
@@ -42,14 +44,17 @@ class Result:
     tiles_us: dict[str, float]
     bytes_read: int
     operations: int
+    occupancy: dict[str, float | None]
 
 
 def measure(
     library: GpuLibrary, device: Device, layer: Layer, forms: Sequence[Form], tokens: Sequence[int]
 ) -> Iterator[Result]:
     """Yield a result for every form and number of tokens."""
+    capability = library.number("device_capability")
     for form in forms:
         weights = draw_weights(layer, form)
+        attributes = weights.packed_attributes
         for count in tokens:
             call = draw_call(layer, count, seed=count)
             inputs = dict(weights.inputs) | {
@@ -58,7 +63,7 @@ def measure(
                 "expert_weights": call.expert_weights,
             }
             uploaded = UploadedLayer(replace(weights, inputs=inputs), library, device)
-            tiles = library.expert_tiles(weights.packed_attributes, form.element_type)
+            tiles = library.expert_tiles(attributes, form.element_type)
             times = {tile: _median(device, uploaded, tile) for tile in (0, *tiles)}
             device.release()
             work = count_work(layer, form, count, call.hit)
@@ -71,6 +76,13 @@ def measure(
                 {str(tile): times[tile] for tile in tiles},
                 work.bytes_read,
                 work.operations,
+                {
+                    str(tile): occupancy(
+                        library.product_resources(attributes, form.element_type, tile, capability),
+                        capability,
+                    )
+                    for tile in tiles
+                },
             )
 
 

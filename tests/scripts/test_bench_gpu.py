@@ -6,6 +6,7 @@ import importlib
 
 import pytest
 
+from moe_export.gpu.c_api import KernelResources
 from moe_export.gpu.layers import Form, list_forms
 from moe_export.ops.storage import WeightStorage
 from tests.plugins.cuda.on_cpu import LIBRARY, MISSING, HostDevice, LibraryOnCpu
@@ -41,9 +42,28 @@ def test_rows_say_how_near_the_limit_a_layer_is(results):
     row = bench.list_rows(results, machine)[0]
     limit = results[0].operations / 1e8 * 1e6  # more than reading takes
     assert row[0] == "tiny"
-    assert row[-2:] == [f"{limit:.1f}", f"{100 * limit:.0f} %"]  # the fake device takes 1 µs
+    # The fake device takes 1 µs.
+    assert row[-3:-1] == [f"{limit:.1f}", f"{100 * limit:.0f} %"]
+    assert row[-1].endswith(" %")
     lines = bench.to_markdown("a GPU", [row]).splitlines()
     assert lines[2].count("|") == lines[4].count("|")
+
+
+@pytest.mark.parametrize(
+    ("threads", "shared_bytes", "registers", "capability", "expected"),
+    [
+        (256, 64 << 10, 128, 80, 2 * 256 / 2048),  # two blocks of 65 KB
+        (128, 0, 255, 90, 2 * 128 / 2048),  # two blocks of 128 · 256 registers
+        (128, 30 << 10, 64, 86, 3 * 128 / 1536),
+        (32, 0, 16, 80, 32 * 32 / 2048),  # no more than 32 blocks
+        (128, 0, 0, 80, None),  # PTX
+        (128, 0, 64, 75, None),
+    ],
+)
+def test_occupancy(threads, shared_bytes, registers, capability, expected):
+    limits = importlib.import_module("gpu_bench.limits")
+    kernel = KernelResources(threads, shared_bytes, registers, 64)
+    assert limits.occupancy(kernel, capability) == expected
 
 
 def test_forms_of_the_benchmark_exist():

@@ -1,22 +1,17 @@
-// Launches on a GPU through its driver, libcuda.so.1, which is opened when it is needed: the
-// library loads on machines without one, and depends on no CUDA toolkit's version.
-#include <cuda.h>
-#include <dlfcn.h>
-
+// Launches on a GPU through its driver.
 #include <map>
 #include <mutex>
 #include <string>
 #include <utility>
 
+#include "driver_library.h"
 #include "kernel_catalogue.h"
 #include "launch.h"
 
 namespace moe_export::cuda {
 namespace {
 
-/// The driver's functions.
-struct Driver {
-  decltype(&cuGetErrorString) get_error_string;
+struct Driver : DriverLibrary {
   decltype(&cuCtxGetDevice) get_device;
   decltype(&cuDeviceGetAttribute) get_device_attribute;
   decltype(&cuLibraryLoadData) load_library;
@@ -25,30 +20,12 @@ struct Driver {
   decltype(&cuLaunchKernel) launch_kernel;
 
   Driver() {
-    void* const library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-    if (!library) throw CudaError(std::string("no NVIDIA driver: ") + dlerror());
-    find(library, "cuGetErrorString", get_error_string);
-    find(library, "cuCtxGetDevice", get_device);
-    find(library, "cuDeviceGetAttribute", get_device_attribute);
-    find(library, "cuLibraryLoadData", load_library);
-    find(library, "cuLibraryGetKernel", get_kernel);
-    find(library, "cuKernelSetAttribute", set_kernel_attribute);
-    find(library, "cuLaunchKernel", launch_kernel);
-  }
-
-  void check(CUresult result, const std::string& what) const {
-    if (result == CUDA_SUCCESS) return;
-    const char* text = nullptr;
-    get_error_string(result, &text);
-    throw CudaError(what + ": " + (text ? text : "unknown error") + " (" + std::to_string(result) +
-                    ")");
-  }
-
- private:
-  template <class Function>
-  static void find(void* library, const char* name, Function& function) {
-    function = reinterpret_cast<Function>(dlsym(library, name));
-    if (!function) throw CudaError(std::string("the NVIDIA driver is too old: it has no ") + name);
+    find("cuCtxGetDevice", get_device);
+    find("cuDeviceGetAttribute", get_device_attribute);
+    find("cuLibraryLoadData", load_library);
+    find("cuLibraryGetKernel", get_kernel);
+    find("cuKernelSetAttribute", set_kernel_attribute);
+    find("cuLaunchKernel", launch_kernel);
   }
 };
 

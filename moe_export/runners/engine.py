@@ -193,11 +193,10 @@ class EngineRunner:
 
     def _launch(self, binding: _Binding) -> None:
         """The first run loads kernels and settles; the second one is recorded, then replayed."""
+        if binding.runs < 2:
+            self._select(binding)
         if binding.runs == 1:
-            self._select(binding)
             binding.launch = self._device.record(binding.launch)
-        elif binding.runs == 0:
-            self._select(binding)
         binding.launch()
         binding.runs += 1
 

@@ -27,7 +27,6 @@ struct Scratch {
   Scratch(const GroupedExpertsAttributes& a, ElementType element, int64_t num_tokens, int64_t top_k,
           void* memory) {
     const int64_t num_pairs = num_tokens * top_k;
-    const int most_small_tiles = 16;
     hidden = packed_columns(a.hidden_size, a.block_size);
     intermediate = packed_columns(a.intermediate_size, a.block_size);
     Workspace workspace(memory);
@@ -36,7 +35,7 @@ struct Scratch {
     pairs = workspace.take<int32_t>(num_pairs);
     ends = workspace.take<int32_t>(a.num_experts);
     tiles = workspace.take<int32_t>(
-        TileList::size(most_tiles(num_pairs, a.num_experts, most_small_tiles)));
+        TileList::size(most_tiles(num_pairs, a.num_experts, kLeastTileRows)));
     x = workspace.take_bytes(num_tokens * hidden * size_bytes(element));
     inner = workspace.take_bytes(num_pairs * intermediate * size_bytes(element));
     outer = workspace.take<float>(num_pairs * hidden);
@@ -91,11 +90,13 @@ void grouped_experts(const GroupedExpertsAttributes& attributes,
                                   scratch.x, t.element, stream);
 
   const bool weights_input = a.weight_on == WeightOn::kInput;
-  MatmulCall call = {};
-  call.ends = scratch.ends;
-  call.tiles = scratch.tiles;
-  call.most_tiles = most_tiles(num_pairs, a.num_experts, tile_rows);
-  call.pairs = scratch.pairs;
+  MatmulCall sorted = {};
+  sorted.ends = scratch.ends;
+  sorted.tiles = scratch.tiles;
+  sorted.most_tiles = most_tiles(num_pairs, a.num_experts, tile_rows);
+  sorted.pairs = scratch.pairs;
+
+  MatmulCall call = sorted;
   call.x = x.data;
   call.x_stride = x.stride;
   call.top_k = t.top_k;
@@ -113,11 +114,7 @@ void grouped_experts(const GroupedExpertsAttributes& attributes,
   call.up_offset = a.up_offset;
   launch_matmul(up, tile_rows, call, stream);
 
-  MatmulCall second = {};
-  second.ends = call.ends;
-  second.tiles = call.tiles;
-  second.most_tiles = call.most_tiles;
-  second.pairs = call.pairs;
+  MatmulCall second = sorted;
   second.x = scratch.inner;
   second.x_stride = scratch.intermediate;
   second.weight = t.down_weight;

@@ -19,11 +19,10 @@ struct Scratch {
   Scratch(const GroupedMatMulAttributes& a, ElementType element, int64_t num_rows, void* memory)
       : inputs(packed_columns(a.in_features, a.block_size)),
         outputs(packed_columns(a.out_features, 0)) {
-    const int most_small_tiles = 16;
     Workspace workspace(memory);
     ends = workspace.take<int32_t>(a.num_experts);
     tiles = workspace.take<int32_t>(
-        TileList::size(most_tiles(num_rows, a.num_experts, most_small_tiles)));
+        TileList::size(most_tiles(num_rows, a.num_experts, kLeastTileRows)));
     rows = workspace.take_bytes(num_rows * inputs * size_bytes(element));
     y = workspace.take_bytes(num_rows * outputs * size_bytes(element));
     used_bytes = workspace.used_bytes();

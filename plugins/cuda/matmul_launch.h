@@ -49,6 +49,9 @@ bool serves_as_rows(const MatmulRows& rows, int64_t width);
 MatmulRows widen_rows(const MatmulRows& rows, int64_t num_rows, int64_t width, int64_t packed_width,
                       void* scratch, ElementType element, Stream stream);
 
+/// Rows of the smallest tile: what a workspace has to have room for.
+constexpr int kLeastTileRows = 16;
+
 /// Most tiles that so many rows of so many experts make.
 int64_t most_tiles(int64_t num_rows, int64_t num_experts, int tile_rows);
 

@@ -196,7 +196,7 @@ def _write_engine(
     progress.stage("quantize")
     smaller = quantize(lowered, plan, progress)
     progress.stage("pack")
-    packed = pack(smaller, folder, plan.target)
+    packed = pack(smaller, folder, plan.target, native=plan.moe == "native")
     progress.stage("engine")
     inputs = graph_inputs(packed.graph, {n: tuple(t.shape) for n, t in loaded.inputs.items()})
     given = loaded.kind != "huggingface" or bool(plan.inputs or plan.inputs_file)

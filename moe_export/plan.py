@@ -26,6 +26,8 @@ TARGET_WEIGHTS: Mapping[Target, tuple[Weights, ...]] = {
 }
 DType = Literal["fp32", "fp16", "bf16"]
 DTYPES: tuple[DType, ...] = get_args(DType)
+Moe = Literal["auto", "native", "plugin"]
+MOE: tuple[Moe, ...] = get_args(Moe)
 INT4_BLOCKS = (32, 64, 128)
 _DEFAULT_BLOCK = 128
 # What options are called where their fields are called otherwise.
@@ -129,6 +131,8 @@ class BuildPlan:
         max_error: Keep layers in float32 until the model's relative error is at most this.
         compute_capabilities: GPUs that an engine of TensorRT-RTX is for, such as ``8.9``; that of
             this machine if empty.
+        moe: What computes experts in an engine: this package's plugins, or ``native``, TensorRT's
+            own MoE layer. ``auto`` takes the plugins (``engine/moe_choice.py`` says why).
         version_compatible: Later versions of TensorRT may run the engine.
         hardware_compatible: Later GPUs from Ampere on may run an engine of TensorRT.
         timing_cache: File that keeps what TensorRT measured, for later builds.
@@ -154,6 +158,7 @@ class BuildPlan:
     zero_points: bool = False
     max_error: float | None = None
     compute_capabilities: tuple[str, ...] = ()
+    moe: Moe = "auto"
     version_compatible: bool = False
     hardware_compatible: bool = False
     timing_cache: Path | None = None
@@ -175,6 +180,7 @@ class BuildPlan:
         self._check_weights()
         self._check_dtype()
         self._check_engine_options()
+        self._check_moe()
         if self.max_error is not None:
             self._check_max_error(self.max_error)
 
@@ -234,6 +240,25 @@ class BuildPlan:
                 raise UsageError(
                     f"--{_OPTIONS.get(name, name).replace('_', '-')} belongs to --target {target}"
                 )
+
+    def _check_moe(self) -> None:
+        if self.moe not in MOE:
+            raise UsageError(f"moe {self.moe!r} is none of {', '.join(MOE)}")
+        if self.moe != "auto" and self.target not in ENGINE_TARGETS:
+            raise UsageError(f"--moe belongs to --target {' or '.join(ENGINE_TARGETS)}")
+        if self.moe != "native":
+            return
+        if self.expert_weights in ("int8", "int4", "fp8"):
+            raise UsageError(
+                f"--weights {self.weights} needs --moe plugin: with --moe native weights have the "
+                "type of the activations. TensorRT's own MoE layer takes narrower ones with FP8 "
+                "activations, whose scales would have to be calibrated on data"
+            )
+        if self.hardware_compatible:
+            raise UsageError(
+                "--hardware-compatible needs --moe plugin: most GPUs that such an engine runs on "
+                "have no MoE layer of TensorRT's own"
+            )
 
     def _check_max_error(self, max_error: float) -> None:
         if not max_error > 0:

@@ -162,20 +162,26 @@ RTX = {"target": "tensorrt-rtx"}
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "cuda"}, "--target cuda is not in this version"),
         ({"target": "gpu"}, "'gpu' is none of cpu, portable, tensorrt-rtx, tensorrt, cuda"),
-        ({"dtype": "fp16"}, "--dtype fp16 needs --target tensorrt-rtx or tensorrt"),
+        ({"dtype": "fp16"}, "--dtype fp16 needs --target tensorrt-rtx or tensorrt or cuda"),
         ({"dtype": "half", **RTX}, "'half' is none of fp32, fp16, bf16"),
-        ({"weights": "fp8"}, "--weights fp8 needs --target tensorrt-rtx or tensorrt; cpu takes"),
+        ({"weights": "fp8"}, "--weights fp8 needs --target .* or cuda; cpu takes"),
         ({"weights": "mxfp4", **RTX}, "takes source, .*MXFP4 checkpoint are dequantized"),
         ({"weights": "fp16", "dtype": "bf16", **RTX}, "--weights fp16 needs --dtype fp16"),
         ({"weights": "fp32", "dtype": "bf16", **RTX}, "source, bf16, int8, int4 or fp8"),
-        ({"max_error": 0.1, "weights": "int8", **RTX}, "outputs of tensorrt-rtx are not compared"),
+        ({"max_error": 0.1, "weights": "int8", **RTX}, "for tensorrt-rtx says what rounding"),
         ({"telemetry": True, **RTX}, "--telemetry needs --target cpu or portable"),
         ({"compute_capabilities": ("8.0",)}, "--compute-capability belongs to --target tensorrt-"),
         ({"version_compatible": True, **RTX}, "--version-compatible belongs to --target tensorrt$"),
         ({"hardware_compatible": True}, "--hardware-compatible belongs to --target tensorrt$"),
         ({"timing_cache": "cache", **RTX}, "--timing-cache belongs to --target tensorrt$"),
+        ({"moe": "native"}, "--moe belongs to --target tensorrt-rtx or tensorrt$"),
+        ({"moe": "other", **RTX}, "moe 'other' is none of auto, native, plugin"),
+        ({"moe": "native", "weights": "fp8", **RTX}, "--weights fp8 needs --moe plugin: .*scales"),
+        (
+            {"moe": "native", "hardware_compatible": True, "target": "tensorrt"},
+            "--hardware-compatible needs --moe plugin",
+        ),
     ],
 )
 def test_options_of_engines_are_checked_together(options, message):

@@ -22,6 +22,7 @@ from moe_export.errors import (
 from moe_export.package.manifest import read_manifest
 from moe_export.plan import (
     DTYPES,
+    MOE,
     TARGETS,
     WEIGHTS,
     AxisSpec,
@@ -88,6 +89,10 @@ _NOWHERE = Path("bundle")
 @click.option("--compute-capability", "compute_capabilities", multiple=True, metavar="8.0",
               help="GPU that an engine of tensorrt-rtx is for: 8.0, 8.6, 8.9, 12.0 or 12.1; "
                    "repeat for several. The one of this machine if not given.")  # fmt: skip
+@click.option("--moe", type=click.Choice(MOE), default="auto", show_default=True,
+              help="What computes experts in an engine. plugin: this package's plugins. native: "
+                   "TensorRT's own MoE layer, where GPUs and layers allow it. auto: the plugins, "
+                   "which were compared; with a note where GPUs have both.")  # fmt: skip
 @click.option(
     "--version-compatible",
     is_flag=True,

@@ -17,6 +17,7 @@ from typing import Any
 from moe_export.engine import worker
 from moe_export.engine.environment import EngineEnvironment
 from moe_export.errors import EnvironmentLacksError, MoeExportError, UnsupportedModelError
+from moe_export.pack.native_moe import OP_TYPE
 from moe_export.plan import BuildPlan
 from moe_export.runners.fingerprint import Profile
 from moe_export.runners.tensorrt import INSTALL, MODULES
@@ -31,7 +32,7 @@ class BuiltEngine:
     Attributes:
         version: Of TensorRT.
         plugins: Name and version of the plugin of each layer of the parsed network that is one, by
-            the layer's name.
+            the layer's name; TensorRT's own layers are none.
     """
 
     version: str
@@ -39,7 +40,12 @@ class BuiltEngine:
 
 
 def build_engine(
-    model: Path, plan_file: Path, plan: BuildPlan, environment: EngineEnvironment, profile: Profile
+    model: Path,
+    plan_file: Path,
+    plan: BuildPlan,
+    environment: EngineEnvironment,
+    profile: Profile,
+    layers: Mapping[str, str],
 ) -> BuiltEngine:
     """Parse an ONNX file and build an engine of it.
 
@@ -49,6 +55,8 @@ def build_engine(
         plan: Gives the target and its options.
         environment: Gives the plugins and the GPUs to build for.
         profile: Shapes that the engine takes; empty where no axis varies.
+        layers: What the network has to have before it is built: by the name of a node, the plugin
+            that it is, or ``TRT_MoE`` for TensorRT's own MoE layer.
 
     Raises:
         EnvironmentLacksError: TensorRT does not load, or does not take the plugins.
@@ -60,6 +68,7 @@ def build_engine(
         "flavor": plan.target,
         "library": str(environment.library),
         "model": str(model),
+        "layers": dict(layers),
         "plan": str(plan_file),
         "profiles": [profile] if profile else [],
         "compute_capabilities": [] if environment.use_gpu else environment.compute_capabilities,
@@ -73,9 +82,20 @@ def build_engine(
         text = f"{plan.target}: {answer['text']}"
         if answer["failure"] == worker.LACKS:
             raise EnvironmentLacksError(f"{text}\n  {INSTALL[plan.target]}")
-        raise UnsupportedModelError(text)
-    plugins = {name: (kind, version) for name, (kind, version) in answer["layers"].items()}
+        raise UnsupportedModelError(f"{text}{_instead(layers)}")
+    plugins = {name: (kind, version) for name, (kind, version) in answer["plugins"].items()}
     return BuiltEngine(answer["version"], plugins)
+
+
+def _instead(layers: Mapping[str, str]) -> str:
+    """What to try where TensorRT refuses a network with MoE layers of its own."""
+    count = sum(kind == OP_TYPE for kind in layers.values())
+    if not count:
+        return ""
+    return (
+        f"\n  {count} layers are TensorRT's own MoE layer, which it builds for few forms and GPUs: "
+        "--moe plugin takes this package's plugins"
+    )
 
 
 def _ask(request: dict[str, Any], scratch: Path, target: str) -> dict[str, Any]:

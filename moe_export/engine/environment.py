@@ -14,6 +14,8 @@ from moe_export.runners.tensorrt import INSTALL, MODULES
 
 # The first GPUs that the plugins have kernels for.
 _LEAST = (8, 0)
+# GPUs that TensorRT's own MoE layer exists on (NVIDIA, "MoE (Mixture of Experts)").
+NATIVE_CAPABILITIES = ("10.0", "10.3", "11.0")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ def find_environment(plan: BuildPlan) -> EngineEnvironment:
 
     Raises:
         EnvironmentLacksError: something is missing; says what to install.
-        UsageError: the plugins have no kernels for a GPU that was named.
+        UsageError: the plugins have no kernels for a GPU that was named, or TensorRT's own MoE
+            layer was asked for where there is none.
     """
     module = MODULES[plan.target]
     for name in (module, "polygraphy"):
@@ -53,6 +56,7 @@ def find_environment(plan: BuildPlan) -> EngineEnvironment:
                 f"{'.'.join(map(str, _LEAST))} on"
             )
     if plan.compute_capabilities:
+        _check_native(plan, plan.compute_capabilities)
         return EngineEnvironment(library, plan.compute_capabilities, use_gpu=False)
     found = gpu.compute_capability()
     if found is None:
@@ -63,4 +67,15 @@ def find_environment(plan: BuildPlan) -> EngineEnvironment:
             "builds without one"
         )
         raise EnvironmentLacksError(f"--target {plan.target}: no GPU is found here; {instead}")
+    _check_native(plan, (found,))
     return EngineEnvironment(library, (found,), use_gpu=True)
+
+
+def _check_native(plan: BuildPlan, capabilities: tuple[str, ...]) -> None:
+    lacking = [c for c in capabilities if c not in NATIVE_CAPABILITIES]
+    if plan.moe == "native" and lacking:
+        raise UsageError(
+            f"--moe native: TensorRT's own MoE layer exists on GPUs of compute capability "
+            f"{', '.join(NATIVE_CAPABILITIES)}; the engine is for {', '.join(lacking)}. Take --moe "
+            "plugin"
+        )

@@ -1,4 +1,4 @@
-"""Stage 7b: an engine of the packed graph, with every MoE layer in this package's plugins."""
+"""Stage 7b: an engine of the packed graph, with every MoE layer in a plugin or TensorRT's own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from moe_export.engine.build import BuiltEngine, build_engine
+from moe_export.engine.build import build_engine
 from moe_export.engine.environment import EngineEnvironment
+from moe_export.engine.moe_choice import describe_choice
 from moe_export.engine.profile import (
     GraphInput,
     describe_ranges,
@@ -15,9 +16,9 @@ from moe_export.engine.profile import (
     make_profile,
     spell_totals,
 )
-from moe_export.errors import UnsupportedModelError
 from moe_export.ops.nodes import moe_nodes
 from moe_export.pack.model_file import PackedModel
+from moe_export.pack.native_moe import native_nodes
 from moe_export.plan import BuildPlan
 from moe_export.progress import Progress
 from moe_export.runners.fingerprint import EngineFingerprint
@@ -42,22 +43,24 @@ def make_engine(
         inputs: Its inputs, with the example's shapes.
         plan: Gives the target and its options.
         environment: What it is built with.
-        progress: Told which shapes the engine takes.
+        progress: Told which shapes the engine takes, and what became of the layers.
         example_given: The example's sizes are what the engine is to be best at.
 
     Raises:
-        UnsupportedModelError: TensorRT refuses the graph, or runs a layer in other ways than by the
-            plugins.
+        UnsupportedModelError: TensorRT refuses the graph, or runs a layer in other ways than by a
+            plugin or its own MoE layer.
         EnvironmentLacksError: TensorRT or the plugins do not load.
     """
     inputs = spell_totals(inputs)
     ranges = find_ranges(inputs, plan.dynamic, example_given=example_given)
     if ranges:
         progress.remark(describe_ranges(ranges))
+    if choice := describe_choice(plan, environment, len(packed.lowered.layers)):
+        progress.remark(choice)
     profile = make_profile(inputs, ranges)
-    (packed.folder / PLAN_NAME).parent.mkdir()
-    built = build_engine(packed.path, packed.folder / PLAN_NAME, plan, environment, profile)
-    check_plugins(packed.graph, built)
+    plan_file, layers = packed.folder / PLAN_NAME, moe_layers(packed.graph)
+    plan_file.parent.mkdir()
+    built = build_engine(packed.path, plan_file, plan, environment, profile, layers)
     return EngineFingerprint(
         plan=PLAN_NAME,
         flavor=plan.target,
@@ -88,16 +91,7 @@ def graph_inputs(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> tuple[G
     return tuple(found)
 
 
-def check_plugins(graph: ir.Model, built: BuiltEngine) -> None:
-    """Check that each custom node of the graph is a plugin in the network, and nothing else is.
-
-    Raises:
-        UnsupportedModelError: names the nodes that are not.
-    """
-    expected = {str(node.name): node.op_type for node in moe_nodes(graph)}
-    found = {name: kind for name, (kind, _) in built.plugins.items()}
-    if missing := [f"{kind} {name}" for name, kind in expected.items() if found.get(name) != kind]:
-        raise UnsupportedModelError(
-            f"the parsed network has no plugin for {', '.join(missing)}; its plugins are "
-            f"{', '.join(f'{kind} {name}' for name, kind in found.items()) or 'none'}"
-        )
+def moe_layers(graph: ir.Model) -> dict[str, str]:
+    """What every MoE node of a graph has to be in the parsed network, by its name."""
+    nodes = [*moe_nodes(graph), *native_nodes(graph)]
+    return {str(node.name): node.op_type for node in nodes}

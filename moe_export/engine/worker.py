@@ -16,6 +16,7 @@ from typing import Any
 # Kinds of failures, which the caller turns into errors.
 LACKS, REFUSED = "lacks", "refused"
 _MOST_LINES = 12
+_MOST_CHARACTERS = 600
 
 
 class BuildFailure(Exception):  # noqa: N818 - reported, and raised again in the caller
@@ -47,7 +48,8 @@ def _build(request: dict[str, Any]) -> dict[str, Any]:
 
     builder, network = create_network(strongly_typed=True)
     _parse(trt, network, request["model"], library, log)
-    layers = _plugin_layers(trt, network)
+    plugins, native = _plugin_layers(trt, network), _native_layers(trt, network)
+    _check_layers(request["layers"], {name: kind for name, (kind, _) in plugins.items()} | native)
     profiles = [Profile() for _ in request["profiles"]]
     for profile, shapes in zip(profiles, request["profiles"], strict=True):
         for name, (least, best, largest) in shapes.items():
@@ -63,7 +65,7 @@ def _build(request: dict[str, Any]) -> dict[str, Any]:
         ) from error
     with Path(request["plan"]).open("wb") as file:
         file.write(memoryview(plan))
-    return {"version": trt.__version__, "layers": layers}
+    return {"version": trt.__version__, "plugins": plugins}
 
 
 def _import_tensorrt(name: str) -> tuple[Any, list[str]]:
@@ -131,6 +133,24 @@ def _plugin_layers(trt: Any, network: Any) -> dict[str, list[str]]:  # noqa: ANN
     return found
 
 
+def _native_layers(trt: Any, network: Any) -> dict[str, str]:  # noqa: ANN401
+    """The node that each of TensorRT's own MoE layers comes from, by the layer's name."""
+    kind = getattr(trt.LayerType, "MOE", None)  # TensorRT has it from 10.16 on
+    layers = (network.get_layer(number) for number in range(network.num_layers))
+    return {layer.name: "TRT_MoE" for layer in layers if kind is not None and layer.type == kind}
+
+
+def _check_layers(expected: dict[str, str], found: dict[str, str]) -> None:
+    """Check that each MoE node of the graph is the layer that it has to be."""
+    missing = [f"{kind} {name}" for name, kind in expected.items() if found.get(name) != kind]
+    if missing:
+        listed = ", ".join(f"{kind} {name}" for name, kind in found.items()) or "none"
+        raise BuildFailure(
+            REFUSED,
+            f"the parsed network has no layer for {', '.join(missing)}; it has {listed}",
+        )
+
+
 def _config(trt: Any, request: dict[str, Any], profiles: list[Any]) -> Any:  # noqa: ANN401
     if request["flavor"] == "tensorrt-rtx":
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
@@ -174,8 +194,15 @@ def _explain(text: str, library: ctypes.CDLL, log: list[str]) -> str:
             lines.append(f"plugin: {said.decode(errors='replace')}")
             # TensorRT then only repeats that a plugin failed, in many words.
             return "\n  ".join([*lines, *(line.split("\n")[0] for line in log[:1])])
-    lines += list(dict.fromkeys(log))[:_MOST_LINES]
+    lines += [_shorten(line) for line in list(dict.fromkeys(log))[:_MOST_LINES]]
     return "\n  ".join(lines)
+
+
+def _shorten(line: str) -> str:
+    """A line of a readable length, its end too: some print the weights of a layer in between."""
+    if len(line) <= _MOST_CHARACTERS:
+        return line
+    return f"{line[: _MOST_CHARACTERS // 2]} ... {line[-_MOST_CHARACTERS // 2 :]}"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from moe_export.errors import MoeExportError
 from moe_export.lower.stage import LoweredLayer, LoweredModel
 from moe_export.ops.record import WeightLayout
+from moe_export.pack.native_moe import use_native_moe
 from moe_export.pack.packed_weights import pack_weights
 from moe_export.plan import ENGINE_TARGETS, Target
 
@@ -65,7 +66,12 @@ class PackedModel:
 
 
 def pack(
-    lowered: LoweredModel, folder: Path, target: Target = "cpu", name: str = MODEL_NAME
+    lowered: LoweredModel,
+    folder: Path,
+    target: Target = "cpu",
+    name: str = MODEL_NAME,
+    *,
+    native: bool = False,
 ) -> PackedModel:
     """Write the ONNX file and its external data into ``folder``, every tensor on a page of its own.
 
@@ -74,12 +80,17 @@ def pack(
         folder: Where to write.
         target: Expert weights are packed for its kernels, or row-major if it has none.
         name: Name of the ONNX file; that of its data follows.
+        native: Experts become TensorRT's own MoE layer instead of nodes for kernels.
 
     Raises:
         MoeExportError: the files cannot be written.
+        UnsupportedModelError: ``native``, and TensorRT's layer does not take a layer.
     """
     layout = PACKED_LAYOUTS.get(target)
-    graph = pack_weights(lowered.model, layout) if layout else lowered.model
+    if native:
+        graph = use_native_moe(lowered.model)
+    else:
+        graph = pack_weights(lowered.model, layout) if layout else lowered.model
     packed = PackedModel(folder, lowered, graph, name)
     write_graph(packed)
     return packed

@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import onnx_ir as ir
+
+from moe_export.lower.half_precision import IR_DTYPES
 from moe_export.lower.stored_weights import ExpertAttributes, expert_nodes, stored_bytes
 from moe_export.ops.nodes import PATH_KEY
 from moe_export.pack.model_file import PackedModel
+from moe_export.pack.native_moe import native_nodes, native_weights
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class StoredLayer:
         weight_type: Of its weights; all its products have the same.
         block_size: Columns that share a scale; 0 for none, or one per row.
         zero_points: Blocks have zero points.
-        layout: Row-major, or packed.
+        layout: Row-major, packed, or ``native``: as TensorRT's own MoE layer takes them.
         bytes: Of weights with their scales, as they are stored; biases are left out.
         float32_bytes: Of the same weights in float32, row-major.
     """
@@ -43,7 +47,16 @@ def stored_layers(packed: PackedModel) -> dict[str, StoredLayer]:
             continue
         kind, block, zeros = storage.weight_type, storage.block_size, storage.has_zero_point
         found[path] = StoredLayer(kind, block, zeros, storage.layout, size, plain)
+    for node in native_nodes(packed.graph):
+        found[node.metadata_props[PATH_KEY]] = _native(node)
     return found
+
+
+def _native(node: ir.Node) -> StoredLayer:
+    weights = native_weights(node)
+    kinds = {dtype: name for name, dtype in IR_DTYPES.items()}
+    size, plain = sum(w.nbytes for w in weights), 4 * sum(w.size for w in weights)
+    return StoredLayer(kinds[weights[0].dtype], 0, False, "native", size, plain)
 
 
 def _float32_bytes(attributes: ExpertAttributes) -> int:

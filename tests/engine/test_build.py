@@ -10,9 +10,8 @@ import pytest
 import torch
 
 import moe_export
-from moe_export.engine.build import BuiltEngine, build_engine
+from moe_export.engine.build import build_engine
 from moe_export.engine.environment import EngineEnvironment
-from moe_export.engine.stage import check_plugins
 from moe_export.errors import EnvironmentLacksError, MoeExportError, UnsupportedModelError
 from moe_export.ops.spec import DOMAIN, GroupedExperts, TopKGating
 from moe_export.plan import AxisSpec, BuildPlan
@@ -126,13 +125,16 @@ def write_layer(path, experts=None, gating=None, x=("T", 64), weight=ir.DataType
     ir.save(ir.Model(graph, ir_version=10), path)
 
 
-def build_layer(plugins, tmp_path, **options):
+LAYERS = {"route": "TopKGating", "experts": "GroupedExperts"}
+
+
+def build_layer(plugins, tmp_path, layers=LAYERS, **options):
     write_layer(tmp_path / "layer.onnx", **options)
     plan = BuildPlan(output=tmp_path, **SM80)
     environment = EngineEnvironment(plugins, ("8.0",), use_gpu=False)
     profile = {"x": ((1, 64), (8, 64), (64, 64)), "logits": ((1, 4), (8, 4), (64, 4))}
     return build_engine(
-        tmp_path / "layer.onnx", tmp_path / "layer.plan", plan, environment, profile
+        tmp_path / "layer.onnx", tmp_path / "layer.plan", plan, environment, profile, layers
     )
 
 
@@ -181,7 +183,7 @@ def test_gpus_that_it_does_not_build_for_are_named(plugins, tmp_path):
     environment = EngineEnvironment(plugins, ("7.0",), use_gpu=False)
     profile = {"x": ((1, 64),) * 3, "logits": ((1, 4),) * 3}
     with pytest.raises(UnsupportedModelError, match=r"capabilities .*8\.0, .*asked for was 7.0"):
-        build_engine(tmp_path / "layer.onnx", tmp_path / "p", plan, environment, profile)
+        build_engine(tmp_path / "layer.onnx", tmp_path / "p", plan, environment, profile, LAYERS)
 
 
 def test_a_library_that_is_none_is_refused(plugins, tmp_path):
@@ -190,7 +192,7 @@ def test_a_library_that_is_none_is_refused(plugins, tmp_path):
     plan = BuildPlan(output=tmp_path, **SM80)
     environment = EngineEnvironment(tmp_path / "plugins.so", ("8.0",), use_gpu=False)
     with pytest.raises(EnvironmentLacksError, match="the plugin library does not load"):
-        build_engine(tmp_path / "layer.onnx", tmp_path / "p", plan, environment, {})
+        build_engine(tmp_path / "layer.onnx", tmp_path / "p", plan, environment, {}, {})
 
 
 def test_a_process_that_dies_leaves_its_last_words(tmp_path, monkeypatch):
@@ -198,16 +200,14 @@ def test_a_process_that_dies_leaves_its_last_words(tmp_path, monkeypatch):
     environment = EngineEnvironment(tmp_path / "plugins.so", ("8.0",), use_gpu=False)
     plan = BuildPlan(output=tmp_path, **SM80)
     with pytest.raises(MoeExportError, match=r"(?s)ended with 1 and no answer.*no_such_module"):
-        build_engine(tmp_path / "m.onnx", tmp_path / "p", plan, environment, {})
+        build_engine(tmp_path / "m.onnx", tmp_path / "p", plan, environment, {}, {})
 
 
-def test_a_layer_that_is_no_plugin_is_an_error(tmp_path):
-    write_layer(tmp_path / "layer.onnx")
-    graph = ir.load(tmp_path / "layer.onnx")
-    both = {"route": ("TopKGating", "1"), "experts": ("GroupedExperts", "1")}
-    check_plugins(graph, BuiltEngine("1", both))
-    with pytest.raises(UnsupportedModelError, match="no plugin for GroupedExperts experts; its"):
-        check_plugins(graph, BuiltEngine("1", {"route": ("TopKGating", "1")}))
+@pytest.mark.parametrize("found", [{"experts": "TRT_MoE"}, {"other": "GroupedExperts"}])
+def test_a_node_that_is_another_layer_is_an_error_before_the_build(plugins, tmp_path, found):
+    with pytest.raises(UnsupportedModelError, match=r"no layer for .*; it has TopKGating route"):
+        build_layer(plugins, tmp_path, layers=LAYERS | found)
+    assert not (tmp_path / "layer.plan").exists()
 
 
 @pytest.mark.parametrize("make", [models.qwen3_moe])

@@ -91,3 +91,16 @@ def test_building_ends_with_4_before_the_model_is_loaded(library, installed, tmp
     assert "--target tensorrt needs tensorrt, which is not installed" in result.output
     with pytest.raises(EnvironmentLacksError):
         moe_export.build(torch.nn.Linear(2, 2), output=tmp_path / "b", target="tensorrt")
+
+
+@pytest.mark.parametrize("named", [("8.9",), ("10.0", "12.0")])
+def test_a_gpu_without_tensorrts_own_moe_layer_is_refused(library, installed, monkeypatch, named):
+    asked = plan("tensorrt-rtx", moe="native", compute_capabilities=named)
+    with pytest.raises(UsageError, match=rf"on GPUs of .*; the engine is for {named[-1]}\. Take"):
+        find_environment(asked)
+    monkeypatch.setattr(environment.gpu, "compute_capability", lambda: named[-1])
+    with pytest.raises(UsageError, match="--moe native"):
+        find_environment(plan("tensorrt", moe="native"))
+    assert find_environment(plan("tensorrt", moe="auto")).compute_capabilities == (named[-1],)
+    monkeypatch.setattr(environment.gpu, "compute_capability", lambda: "10.3")
+    assert find_environment(plan("tensorrt", moe="native")).use_gpu

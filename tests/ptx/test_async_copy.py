@@ -63,6 +63,23 @@ def test_copies_arrive_when_their_group_is_waited_for(waits, arrives):
     np.testing.assert_array_equal(run(f"{BEGIN}{waits}\n{READ}"), GIVEN if arrives else NAN)
 
 
+OTHERS = """
+bar.sync 0;
+xor.b32 %r12, %r3, 256;
+st.shared.v4.b32 [%r12], {%r1, %r1, %r1, %r1};
+bar.sync 0;
+bar.sync 0;
+bar.sync 0;
+"""
+
+
+def test_a_copy_that_nobody_waits_for_lands_on_what_others_wrote():
+    given, right = np.tile(GIVEN, (2, 1)), np.repeat(np.arange(64, dtype=np.uint32) ^ 16, 4)
+    waited = run(f"{BEGIN}cp.async.wait_all; {OTHERS}{READ}", given, threads=64, seed=2)
+    np.testing.assert_array_equal(waited.reshape(-1), right)
+    assert (run(f"{BEGIN}{OTHERS}{READ}", given, threads=64, seed=2).reshape(-1) != right).any()
+
+
 def test_groups_arrive_one_after_the_other():
     body = """
 cp.async.ca.shared.global [%r3], [%rd1], 8;

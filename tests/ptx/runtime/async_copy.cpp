@@ -121,6 +121,11 @@ void forget_copies(unsigned threads) {
   for (CopyQueue& queue : queues) queue.clear();
 }
 
+void drift_copies(Thread& thread) {
+  if (!machine.is_drawn || machine.drawn.below(4) != 0) return;
+  land_copies(thread, queues[thread.tid].num_groups + 1);
+}
+
 void copy_async(Thread& thread, int line, uint32_t to, uint64_t from, uint32_t count,
                 uint32_t num_read) {
   if (num_read > count) fault(thread, line, "copies %u bytes and reads %u", count, num_read);

@@ -6,7 +6,7 @@
 namespace ptx {
 
 /// cp.async: `count` bytes to shared memory, of which `num_read` are read and the others zero. They
-/// land when the thread waits for their group.
+/// land when the thread waits for their group; for every fourth seed also at a drawn barrier.
 void copy_async(Thread& thread, int line, uint32_t to, uint64_t from, uint32_t count,
                 uint32_t num_read);
 /// cp.async.commit_group, cp.async.wait_group, cp.async.wait_all.

@@ -264,6 +264,8 @@ int launch(const KernelEntry& kernel, const unsigned grid[3], unsigned threads,
   adopt_current_flow(machine.scheduler);
   Random random(seed);
   machine.is_late = seed % 2 == 1;
+  machine.is_drawn = seed % 4 == 2;
+  machine.drawn = random;
   std::vector<uint32_t> blocks(size_t{grid[0]} * grid[1] * grid[2]);
   std::iota(blocks.begin(), blocks.end(), 0u);
   for (size_t i = blocks.size(); i > 1; --i) {

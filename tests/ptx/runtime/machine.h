@@ -81,9 +81,11 @@ struct Machine {
   Barrier barriers[16];
   Flow scheduler;
   Fiber* current = nullptr;
-  uint32_t live = 0;     ///< threads of the block that have not ended
-  uint64_t pauses = 0;   ///< since anything happened
-  bool is_late = false;  ///< what may be read late is read when it is waited for
+  uint32_t live = 0;      ///< threads of the block that have not ended
+  uint64_t pauses = 0;    ///< since anything happened
+  bool is_late = false;   ///< what may be read late is read when it is waited for
+  bool is_drawn = false;  ///< copies land at a drawn barrier, whether or not they are waited for
+  Random drawn{0};        ///< says at which
   bool has_fault = false;
   bool in_fiber = false;  ///< else the scheduler runs
   std::string fault_text;
@@ -106,6 +108,8 @@ void settle_block(Barrier& barrier);
 /// What a block leaves behind is forgotten before the next one (async_copy.cpp, wgmma.cpp,
 /// tensor_memory.cpp).
 void forget_copies(unsigned threads);
+/// A thread comes to a barrier: its copies may have landed.
+void drift_copies(Thread& thread);
 void forget_tensor_memory();
 void forget_products(unsigned threads);
 /// Columns of tensor memory that the block has not given back.

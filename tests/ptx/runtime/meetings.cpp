@@ -124,6 +124,7 @@ void sync_warp(Thread& thread, int line, uint32_t mask) {
 }
 
 uint32_t count_block(Thread& thread, int line, uint32_t id, uint32_t count, bool value) {
+  drift_copies(thread);
   come(thread, line, id, count, value);
   Barrier& barrier = machine.barriers[id];
   const unsigned phase = barrier.phase;

@@ -12,7 +12,8 @@
 // it. One launch at a time: a shared object is one GPU.
 //
 // `seed` draws the order of blocks, warps and lanes; odd ones have wgmma read its operands as late
-// as it may, even ones at once. Fibers change at warp and block instructions only. Shared memory
+// as it may, even ones at once; of 2, 6, 10.. `cp.async` lands at a drawn barrier or at its wait,
+// else at its wait. Fibers change at warp and block instructions only. Shared memory
 // begins as NaN, so does what an asynchronous copy is going to write, and registers begin as
 // nonsense.
 #pragma once

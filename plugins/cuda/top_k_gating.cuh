@@ -141,7 +141,10 @@ class WarpRouter {
     if (attributes_.renormalize) {
       const float sum = warp_sum(chosen ? weight : 0.0f);
       const bool add = attributes_.epsilon_mode == EpsilonMode::kAdd;
-      divisor = add ? sum + attributes_.epsilon : fmaxf(sum, attributes_.epsilon);
+      // Not fmaxf: a sum that is NaN stays so.
+      divisor = add                         ? sum + attributes_.epsilon
+                : sum < attributes_.epsilon ? attributes_.epsilon
+                                            : sum;
     }
     return weight / divisor * attributes_.scale;
   }

@@ -23,10 +23,11 @@ def describe_choice(plan: BuildPlan, environment: EngineEnvironment, num_layers:
         num_layers: MoE layers of the model.
     """
     if plan.moe == "native":
+        compared = ". What was compared is the same graph with this package's experts"
         return (
             f"experts of all {num_layers} layers are TensorRT's own MoE layer, in "
-            f"{plan.dtype or 'fp32'}. {_DOCUMENTED}; this form was only ever parsed. What was "
-            "compared is the same graph with this package's experts"
+            f"{plan.dtype or 'fp32'}. {_DOCUMENTED}; this form was only ever parsed"
+            f"{compared if plan.verify else ''}"
         )
     if plan.moe == "auto" and set(environment.compute_capabilities) <= set(NATIVE_CAPABILITIES):
         return (

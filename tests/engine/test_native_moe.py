@@ -14,7 +14,8 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 import moe_export
-from moe_export.engine.build import build_engine
+from moe_export.engine import stage
+from moe_export.engine.build import BuiltEngine, build_engine
 from moe_export.engine.environment import EngineEnvironment
 from moe_export.engine.moe_choice import describe_choice
 from moe_export.engine.stage import moe_layers
@@ -153,6 +154,26 @@ def test_a_build_goes_as_far_as_the_gpus_that_tensorrt_rtx_knows(plugins, tmp_pa
         )
     assert any("2 layers are TensorRT's own MoE layer, in bf16" in r for r in progress.remarks)
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.slow
+def test_a_bundle_says_which_layers_are_native(plugins, tmp_path, monkeypatch):
+    """As if TensorRT built it, which takes a GPU that has the layer."""
+
+    def build(model, plan_file, plan, environment, profile, layers):
+        plan_file.write_bytes(b"engine")
+        found = {name: (kind, "1") for name, kind in layers.items() if kind == "TopKGating"}
+        assert len(found) == len(layers) - 2 == 2
+        return BuiltEngine("1.7", found)
+
+    monkeypatch.setattr(stage, "build_engine", build)
+    options = {"dtype": "bf16", "compute_capabilities": ("10.0",), **RTX}
+    bundle = moe_export.build(
+        models.seeded(models.qwen3_moe), output=tmp_path / "bundle", verify=False, **options
+    )
+    assert [layer["weights"]["layout"] for layer in bundle.manifest.layers] == ["native"] * 2
+    assert bundle.manifest.engine.plugins == {"TopKGating": "1"}
+    assert any("TensorRT's own MoE layer, in bf16" in r for r in bundle.manifest.remarks)
 
 
 @pytest.mark.parametrize(

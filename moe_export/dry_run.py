@@ -13,9 +13,11 @@ from moe_export.errors import ContractError, UnsupportedModelError
 from moe_export.estimate import Estimate, estimate_build
 from moe_export.lower.stage import LoweredModel, lower
 from moe_export.optimize.stage import optimize
+from moe_export.pack.native_moe import use_native_moe
 from moe_export.pipeline import find_library, recognize_layers
 from moe_export.plan import BuildPlan
-from moe_export.progress import Progress
+from moe_export.progress import Progress, SilentProgress
+from moe_export.quantize.stage import quantize
 from moe_export.recognize.stage import Recognition
 from moe_export.refusals import explain_refusal
 from moe_export.sources.file_backed import weights_in_files
@@ -105,7 +107,10 @@ def _lower(
     progress.stage("lower")
     lowered = lower(captured, plan.dtype or "fp32")
     progress.stage("optimize")
-    return optimize(lowered, plan, progress)
+    lowered = optimize(lowered, plan, progress)
+    if plan.moe == "native":
+        use_native_moe(quantize(lowered, plan, SilentProgress()).model)  # or refuses, as a build
+    return lowered
 
 
 def _describe(loaded: LoadedModel, recognition: Recognition) -> tuple[dict[str, Any], ...]:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from moe_export.cli.dry_run_table import draw_dry_run
 from moe_export.cli.main import main
+from moe_export.runners.library import PLUGIN_LIBRARY_VARIABLE
 
 MODELS = "tests.cli.models:"
 
@@ -83,6 +84,16 @@ def test_a_model_that_cannot_be_traced_around_its_layers(invoke, tmp_path):
     assert table(result.stdout)["layer"][0] == "module list"
     assert "refused: the model cannot be traced" in result.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_that_tensorrts_own_moe_layer_does_not_take(invoke, tmp_path, monkeypatch):
+    (tmp_path / "plugins.so").touch()
+    monkeypatch.setenv(PLUGIN_LIBRARY_VARIABLE, str(tmp_path / "plugins.so"))
+    arguments = ["--target", "tensorrt", "--moe", "native"]
+    result = dry_run(invoke, "inner_norm_experts", *arguments)
+    assert result.exit_code == 3
+    assert "<root>: its experts are no gated FFN" in " ".join(result.stdout.split())
+    assert dry_run(invoke, "two_layers", *arguments).exit_code == 0
 
 
 def test_refused_layers_as_json(invoke):

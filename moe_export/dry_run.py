@@ -14,7 +14,7 @@ from moe_export.estimate import Estimate, estimate_build
 from moe_export.lower.stage import LoweredModel, lower
 from moe_export.optimize.stage import optimize
 from moe_export.pack.native_moe import use_native_moe
-from moe_export.pipeline import find_library, recognize_layers
+from moe_export.pipeline import cache_names, find_libraries, recognize_layers
 from moe_export.plan import BuildPlan
 from moe_export.progress import Progress, SilentProgress
 from moe_export.quantize.stage import quantize
@@ -87,14 +87,14 @@ def _export(
     loaded: LoadedModel, found: Recognition, plan: BuildPlan, progress: Progress, began: float
 ) -> DryRun:
     plan = plan.with_dtype(source_dtype(loaded))
-    library = find_library(plan)
+    libraries = find_libraries(plan)
     try:
         lowered = _lower(loaded, found, plan, progress)
     except (UnsupportedModelError, ContractError) as error:
         return DryRun(loaded.source, plan.target, _describe(loaded, found), failure=str(error))
     elapsed_s = time.monotonic() - began
     progress.stage("estimate")
-    estimate = estimate_build(loaded, lowered, plan, library, elapsed_s)
+    estimate = estimate_build(loaded, lowered, plan, libraries, elapsed_s)
     layers = tuple({**layer.describe(), "status": "recognized"} for layer in lowered.layers)
     return DryRun(loaded.source, plan.target, layers, estimate=estimate)
 
@@ -105,7 +105,7 @@ def _lower(
     progress.stage("capture")
     captured = capture(loaded, found.blocks, plan, progress)
     progress.stage("lower")
-    lowered = lower(captured, plan.dtype or "fp32")
+    lowered = lower(captured, plan.dtype or "fp32", cache_names(loaded))
     progress.stage("optimize")
     lowered = optimize(lowered, plan, progress)
     if plan.moe == "native":

@@ -18,6 +18,7 @@ import os
 import resource
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Estimate:
     Attributes:
         weights_bytes: Tensors on disk.
         graph_bytes: The graph without its tensors.
-        library_bytes: The op library.
+        library_bytes: The libraries.
         example_bytes: Example inputs and eager's outputs.
         peak_bytes: Largest resident memory of the process.
         measured_s: Stages that the dry run went through, in seconds.
@@ -86,7 +87,7 @@ def estimate_build(
     loaded: LoadedModel,
     lowered: LoweredModel,
     plan: BuildPlan,
-    library: Path | None,
+    libraries: Sequence[Path],
     measured_s: float,
 ) -> Estimate:
     """Estimate the build of a model that a dry run has lowered.
@@ -95,17 +96,17 @@ def estimate_build(
         loaded: The model.
         lowered: Its graph.
         plan: What the build is asked for.
-        library: The op library that is copied into the bundle.
+        libraries: Those that are copied into the bundle.
         measured_s: Seconds that the dry run's stages took.
     """
     weights_bytes = _tensor_bytes(lowered, plan)
-    graph_bytes, library_bytes = _graph_bytes(lowered), library.stat().st_size if library else 0
+    graph_bytes = _graph_bytes(lowered)
+    library_bytes = sum(path.stat().st_size for path in libraries)
     example = [*loaded.inputs.values(), *loaded.run(loaded.inputs).values()]
     example_bytes = sum(t.numel() * t.element_size() for t in example)
     engine_bytes = weights_bytes if plan.builds_engine else 0
     to_write = weights_bytes + graph_bytes + library_bytes + example_bytes + engine_bytes
-    compared = plan.verify and not plan.builds_engine
-    verify_s = _verify_seconds(loaded, lowered, plan) if compared else 0.0
+    verify_s = _verify_seconds(loaded, lowered, plan) if plan.verify else 0.0
     mapped_bytes = weights_bytes + weights_bytes // len(lowered.layers)
     return Estimate(
         weights_bytes=weights_bytes,

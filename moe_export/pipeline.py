@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,13 @@ from moe_export.capture.stage import capture
 from moe_export.engine.environment import EngineEnvironment, find_environment
 from moe_export.engine.signature import graph_signature
 from moe_export.engine.stage import graph_inputs, make_engine
-from moe_export.errors import ParityError, UnsupportedModelError, UsageError
+from moe_export.errors import (
+    BundleError,
+    EnvironmentLacksError,
+    ParityError,
+    UnsupportedModelError,
+    UsageError,
+)
 from moe_export.generation.spec import GenerationSpec
 from moe_export.lower.stage import LoweredModel, lower
 from moe_export.optimize.stage import optimize
@@ -34,14 +40,17 @@ from moe_export.progress import Progress, SilentProgress
 from moe_export.quantize.stage import quantize
 from moe_export.recognize.stage import Recognition, recognize
 from moe_export.refusals import list_refusals
+from moe_export.replay.compare import replay
 from moe_export.runners import gpu
 from moe_export.runners.fingerprint import EngineFingerprint
-from moe_export.runners.library import ort_library_path, plugin_library_path
+from moe_export.runners.library import gpu_library_path, ort_library_path, plugin_library_path
 from moe_export.runners.onnxruntime import OnnxRuntimeRunner
 from moe_export.sources.file_backed import stored_bytes, weights_in_files
 from moe_export.sources.model import LoadedModel, restore_dtypes, weight_bytes
 from moe_export.sources.past import GenerativeModel
 from moe_export.sources.source import load_module, load_source
+from moe_export.verify.example import record_example
+from moe_export.verify.graph import verify_graph
 from moe_export.verify.keep_layers import find_kept_layers, mix
 from moe_export.verify.quantization import measure_quantization, run_eager
 from moe_export.verify.report import ParityReport
@@ -53,6 +62,8 @@ if TYPE_CHECKING:
     from moe_export.sources.inputs import ExampleInputs
 
 
+# Failures that an error lists; parity.json has all.
+_MOST_FAILURES = 10
 # Bytes of a weight, at the least, over those of a float32.
 _SHARES: Mapping[Weights, float] = {
     "fp32": 1,
@@ -92,7 +103,7 @@ def build(
         example_inputs: A tensor, a sequence of tensors in the order of ``forward``'s arguments, or
             tensors by name. Hugging Face causal models need none.
         output: Folder of the bundle.
-        target: ``cpu``, ``portable``, ``tensorrt-rtx`` or ``tensorrt``.
+        target: ``cpu``, ``portable``, ``cuda``, ``tensorrt-rtx`` or ``tensorrt``.
         progress: Receives progress; nothing is printed without it.
         **options: Further fields of ``BuildPlan``, such as ``overwrite``, ``dynamic`` or
             ``weights``.
@@ -123,50 +134,79 @@ def build(
 
 def _least_bytes(float32_bytes: int, plan: BuildPlan) -> int:
     """What a build writes at the least, with the float32 model that smaller weights need beside."""
-    if plan.builds_engine:
-        # The graph's weights, and the engine that holds them again.
-        return 2 * int(float32_bytes * _SHARES[plan.expert_weights])
+    written = int(float32_bytes * _SHARES[plan.expert_weights])
+    if plan.runs_on_gpu:
+        # The graph's weights, the engine that holds them again, and the float32 graphs that are
+        # compared: one as it is, one with the numbers that rounded weights stand for.
+        return written * (2 if plan.builds_engine else 1) + 2 * float32_bytes * plan.verify
     beside = float32_bytes if plan.verify and plan.expert_weights != "fp32" else 0
-    return beside + int(float32_bytes * _SHARES[plan.expert_weights])
+    return beside + written
 
 
 def build_loaded(loaded: LoadedModel, plan: BuildPlan, progress: Progress) -> Bundle:
     """The stages after ``load``."""
     write.check_room(plan.output, _least_bytes(weight_bytes(loaded.model), plan))
     plan = _with_dtype(plan, loaded, progress)
-    environment, library = _find_environment(plan), find_library(plan)
+    environment, libraries = _find_environment(plan), find_libraries(plan)
     recognition = recognize_layers(loaded, progress, keep_going=plan.keep_going)
     if recognition.refusals:
         raise UnsupportedModelError(list_refusals(loaded.model, recognition))
     progress.stage("capture")
     captured = capture(loaded, recognition.blocks, plan, progress)
     progress.stage("lower")
-    lowered = lower(captured, plan.dtype or "fp32")
+    lowered = lower(captured, plan.dtype or "fp32", cache_names(loaded))
     progress.stage("optimize")
     lowered = optimize(lowered, plan, progress)
     with write.staged(plan.output, overwrite=plan.overwrite) as folder:
         report: ParityReport | None = None
         engine: EngineFingerprint | None = None
-        if environment is not None:
-            packed, engine = _write_engine(loaded, lowered, folder, plan, environment, progress)
+        if plan.runs_on_gpu:
+            packed, report = _write_gpu_model(loaded, lowered, folder, plan, progress)
         else:
+            library = libraries[0] if libraries else None
             packed, report = _write_model(loaded, lowered, folder, plan, library, progress)
+        if environment is not None:
+            engine = _build_engine(loaded, packed, plan, environment, progress)
         progress.stage("package")
-        manifest = _package(loaded, packed, plan, report, library, progress, engine)
+        manifest = _package(loaded, packed, plan, report, libraries, progress, engine)
+        if plan.runs_on_gpu and report is not None and report.passed:
+            manifest = _compare_here(folder, manifest, progress)
     if report is not None and not report.passed:
         raise ParityError(_failure(report, plan))
-    return Bundle(plan.output, manifest)
+    bundle = Bundle(plan.output, manifest)
+    if manifest.parity["status"] == "failed":
+        listed = "\n  ".join(bundle.parity()["device"]["failures"][:_MOST_FAILURES])
+        raise ParityError(
+            f"the bundle does not compute on this GPU what eager does:\n  {listed}\n"
+            f"{plan.output} is kept for inspection and marked unverified"
+        )
+    return bundle
 
 
-def find_library(plan: BuildPlan) -> Path | None:
-    """The library that a bundle brings; None for a portable one.
+def _compare_here(folder: Path, manifest: Manifest, progress: Progress) -> Manifest:
+    """Compare a bundle for GPUs on this machine's, if it has one that runs the bundle."""
+    if gpu.compute_capability() is None:
+        return manifest
+    progress.stage("compare on the GPU")
+    try:
+        found = replay(Bundle(folder, manifest))
+    except (EnvironmentLacksError, BundleError) as error:
+        progress.remark(f"what this GPU computes was not compared: {error}")
+        return manifest
+    return write.record_replay(folder, manifest, found.to_json())
+
+
+def find_libraries(plan: BuildPlan) -> tuple[Path, ...]:
+    """The libraries that a bundle brings; none for a portable one.
 
     Raises:
-        EnvironmentLacksError: it was not built.
+        EnvironmentLacksError: one was not built.
     """
     if plan.builds_engine:
-        return plugin_library_path()
-    return ort_library_path() if plan.target == "cpu" else None
+        return (plugin_library_path(),)
+    if plan.target == "cuda":
+        return ort_library_path(), gpu_library_path()
+    return (ort_library_path(),) if plan.target == "cpu" else ()
 
 
 def _find_environment(plan: BuildPlan) -> EngineEnvironment | None:
@@ -174,34 +214,51 @@ def _find_environment(plan: BuildPlan) -> EngineEnvironment | None:
 
 
 def _with_dtype(plan: BuildPlan, loaded: LoadedModel, progress: Progress) -> BuildPlan:
-    """The plan with the type of the activations; what float32 means for an engine is said."""
+    """The plan with the type of the activations; what float32 means on a GPU is said."""
     settled = plan.with_dtype(source_dtype(loaded))
-    if plan.builds_engine and plan.dtype is None and settled.dtype == "fp32":
+    if plan.runs_on_gpu and plan.dtype is None and settled.dtype == "fp32":
         progress.remark(
-            "the source is in float32, and so is the engine: --dtype bf16 or fp16 rounds weights "
+            "the source is in float32, and so is the bundle: --dtype bf16 or fp16 rounds weights "
             "and activations to half the bytes"
         )
     return settled
 
 
-def _write_engine(
+def cache_names(loaded: LoadedModel) -> tuple[str, ...]:
+    """Inputs and outputs that are a key/value cache."""
+    caches = loaded.spec.caches if isinstance(loaded, GenerativeModel) else ()
+    return tuple(name for cache in caches for name in (cache.past, cache.present))
+
+
+def _write_gpu_model(
     loaded: LoadedModel,
     lowered: LoweredModel,
     folder: Path,
     plan: BuildPlan,
-    environment: EngineEnvironment,
     progress: Progress,
-) -> tuple[PackedModel, EngineFingerprint]:
-    """The stages ``quantize``, ``pack`` and ``engine``."""
+) -> tuple[PackedModel, ParityReport | None]:
+    """As ``_write_model``, for GPUs: parity is that of the graph, on the CPU."""
     progress.stage("quantize")
     smaller = quantize(lowered, plan, progress)
     progress.stage("pack")
     packed = pack(smaller, folder, plan.target, native=plan.moe == "native")
+    if not plan.verify:
+        return packed, None
+    progress.stage("verify")
+    return packed, verify_graph(loaded, lowered, packed, ort_library_path(), plan, progress)
+
+
+def _build_engine(
+    loaded: LoadedModel,
+    packed: PackedModel,
+    plan: BuildPlan,
+    environment: EngineEnvironment,
+    progress: Progress,
+) -> EngineFingerprint:
     progress.stage("engine")
     inputs = graph_inputs(packed.graph, {n: tuple(t.shape) for n, t in loaded.inputs.items()})
     given = loaded.kind != "huggingface" or bool(plan.inputs or plan.inputs_file)
-    engine = make_engine(packed, inputs, plan, environment, progress, example_given=given)
-    return packed, engine
+    return make_engine(packed, inputs, plan, environment, progress, example_given=given)
 
 
 def _write_model(
@@ -275,22 +332,24 @@ def _package(
     packed: PackedModel,
     plan: BuildPlan,
     report: ParityReport | None,
-    library: Path | None,
+    libraries: Sequence[Path],
     progress: Progress,
     engine: EngineFingerprint | None = None,
 ) -> Manifest:
     folder = packed.folder
-    if engine is None:
-        runner = OnnxRuntimeRunner(packed.path, library)
-        inputs, outputs = runner.inputs, runner.outputs
-    else:
+    if plan.runs_on_gpu:
         inputs, outputs = graph_signature(packed.graph)
+    else:
+        runner = OnnxRuntimeRunner(packed.path, libraries[0] if libraries else None)
+        inputs, outputs = runner.inputs, runner.outputs
     expected = {name: t.numpy() for name, t in loaded.run(loaded.inputs).items()}
     write.write_example(folder, {n: t.numpy() for n, t in loaded.inputs.items()}, expected)
     if report is not None:
         write.write_parity(folder, report.to_json())
-    if library is not None:
-        write.copy_library(folder, library)
+        record, routing = record_example(loaded, packed.lowered.layers, plan, report, progress)
+        record.write(folder, routing)
+    if libraries:
+        write.copy_libraries(folder, libraries)
     stored = stored_layers(packed)
     return write.write_manifest(
         folder,
@@ -302,33 +361,34 @@ def _package(
             {**layer.describe(), "weights": asdict(stored[layer.path])}
             for layer in packed.lowered.layers
         ],
-        parity=report.summary() if report else _skipped(plan),
+        parity=_summary(report, plan),
         batch_coupled=report.batch_coupled if report else None,
         telemetry=[record.to_json() for record in packed.lowered.telemetry],
-        generation=_finish_generation(loaded, folder),
+        generation=_finish_generation(loaded, packed),
         remarks=list(progress.remarks),
         engine=engine,
     )
 
 
-def _skipped(plan: BuildPlan) -> dict[str, str]:
-    """Parity that was not looked at, and why."""
-    if not plan.verify:
+def _summary(report: ParityReport | None, plan: BuildPlan) -> dict[str, Any]:
+    """What the manifest says of parity."""
+    if report is None:
         return {"status": "skipped", "reason": "the build was told --no-verify"}
-    if gpu.compute_capability() is None:
-        reason = "its engine needs a GPU to run, and the machine that built it has none"
-    else:
-        reason = "this version runs engines and does not compare them yet"
-    return {"status": "skipped", "reason": reason}
+    summary = report.summary()
+    if plan.runs_on_gpu and report.passed:
+        return {**summary, "status": "graph"}
+    return summary
 
 
-def _finish_generation(loaded: LoadedModel, folder: Path) -> GenerationSpec | None:
+def _finish_generation(loaded: LoadedModel, packed: PackedModel) -> GenerationSpec | None:
     """How the bundle generates, with the checkpoint's tokenizer files beside it."""
     if not isinstance(loaded, GenerativeModel):
         return None
-    copied = copy_text_files(loaded.folder, folder) if loaded.folder else ()
+    copied = copy_text_files(loaded.folder, packed.folder) if loaded.folder else ()
     tokenizer = TOKENIZER_FILE if TOKENIZER_FILE in copied else None
-    return replace(loaded.spec, tokenizer=tokenizer)
+    types = {v.name: v.dtype.numpy().name for v in packed.graph.graph.inputs if v.dtype is not None}
+    caches = tuple(replace(cache, dtype=types[cache.past]) for cache in loaded.spec.caches)
+    return replace(loaded.spec, tokenizer=tokenizer, caches=caches)
 
 
 def _failure(report: ParityReport, plan: BuildPlan) -> str:
@@ -336,7 +396,7 @@ def _failure(report: ParityReport, plan: BuildPlan) -> str:
     where = f"first diverging layer: {first or '<root>'}" if first is not None else (
         "every MoE layer agrees: the difference arises outside them"
     )  # fmt: skip
-    listed = "\n  ".join(report.failures[:10])
+    listed = "\n  ".join(report.failures[:_MOST_FAILURES])
     return (
         f"the exported model differs from eager ({where}):\n  {listed}\n"
         f"{plan.output} is kept for inspection and marked unverified; parity.json has all numbers"

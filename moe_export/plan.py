@@ -15,6 +15,8 @@ Target = Literal["cpu", "portable", "tensorrt-rtx", "tensorrt", "cuda"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 # Targets whose bundles hold an engine that TensorRT built for certain GPUs.
 ENGINE_TARGETS: tuple[Target, ...] = ("tensorrt-rtx", "tensorrt")
+# Targets whose layers run on GPUs: these, and ONNX Runtime with its CUDA provider.
+GPU_TARGETS: tuple[Target, ...] = (*ENGINE_TARGETS, "cuda")
 
 Weights = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8", "mxfp4", "source"]
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)
@@ -22,7 +24,7 @@ WEIGHTS: tuple[Weights, ...] = get_args(Weights)
 TARGET_WEIGHTS: Mapping[Target, tuple[Weights, ...]] = {
     "cpu": ("fp32", "fp16", "bf16", "int8", "int4", "mxfp4", "source"),
     "portable": ("fp32",),
-    **dict.fromkeys(ENGINE_TARGETS, ("source", "fp32", "fp16", "bf16", "int8", "int4", "fp8")),
+    **dict.fromkeys(GPU_TARGETS, ("source", "fp32", "fp16", "bf16", "int8", "int4", "fp8")),
 }
 DType = Literal["fp32", "fp16", "bf16"]
 DTYPES: tuple[DType, ...] = get_args(DType)
@@ -90,6 +92,18 @@ class AxisSpec:
         return cls(match[1], int(match[2]), low, high)
 
 
+def engine_target(name: str) -> Target:
+    """The target of that name whose bundles hold engines.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for target in ENGINE_TARGETS:
+        if target == name:
+            return target
+    raise UsageError(f"{name!r} is none of {', '.join(ENGINE_TARGETS)}")
+
+
 def parse_compute_capability(text: str) -> str:
     """``8.0`` of ``8.0``, ``80`` or ``sm_80``.
 
@@ -110,9 +124,10 @@ class BuildPlan:
         output: Folder of the bundle.
         target: ``cpu`` for ONNX Runtime with this package's library, ``portable`` for one file of
             standard operators that any ONNX runtime reads, ``tensorrt-rtx`` and ``tensorrt`` for an
-            engine with this package's plugins.
+            engine with this package's plugins, ``cuda`` for ONNX Runtime on a GPU with this
+            package's kernels.
         dtype: Type of the graph's activations and of all weights but the experts'. None is float32
-            on CPUs; for engines it is the checkpoint's own, which ``with_dtype`` puts in.
+            on CPUs; for GPUs it is the checkpoint's own, which ``with_dtype`` puts in.
         inputs: Example inputs to draw, by ``--input``.
         dynamic: Axes that must stay dynamic.
         static: Axes that must be fixed at the example's size.
@@ -125,7 +140,7 @@ class BuildPlan:
         telemetry: Add outputs that tell how each MoE layer spreads its tokens.
         weights: How experts' weights are stored; None is the target's first in ``TARGET_WEIGHTS``.
             ``source`` is, on CPUs, the narrowest type that holds those of a layer without rounding,
-            and the type of the activations in an engine.
+            and the type of the activations on GPUs.
         block_size: Columns that share a scale in int4; 128 where it is None.
         zero_points: Give int4 blocks zero points.
         max_error: Keep layers in float32 until the model's relative error is at most this.
@@ -172,11 +187,6 @@ class BuildPlan:
         """
         if self.target not in TARGETS:
             raise UsageError(f"target {self.target!r} is none of {', '.join(TARGETS)}")
-        if self.target == "cuda":
-            raise UsageError(
-                "--target cuda is not in this version: its op library for ONNX Runtime on GPUs is "
-                f"still to come. Take {', '.join(t for t in TARGETS if t != 'cuda')}"
-            )
         self._check_weights()
         self._check_dtype()
         self._check_engine_options()
@@ -202,17 +212,17 @@ class BuildPlan:
             raise UsageError(f"{name} belongs to --weights int4; weights are {self.expert_weights}")
 
     def _instead_of_mxfp4(self) -> str:
-        if self.weights != "mxfp4" or self.target not in ENGINE_TARGETS:
+        if self.weights != "mxfp4" or self.target not in GPU_TARGETS:
             return ""
         return ". Weights of an MXFP4 checkpoint are dequantized to one of these"
 
     def _check_dtype(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UsageError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
-        if self.target not in ENGINE_TARGETS:
+        if not self.runs_on_gpu:
             if self.dtype not in (None, "fp32"):
                 raise UsageError(
-                    f"--dtype {self.dtype} needs --target {' or '.join(ENGINE_TARGETS)}: "
+                    f"--dtype {self.dtype} needs --target {' or '.join(GPU_TARGETS)}: "
                     f"{self.target} computes in float32, and its --weights may be narrower"
                 )
             return
@@ -263,9 +273,10 @@ class BuildPlan:
     def _check_max_error(self, max_error: float) -> None:
         if not max_error > 0:
             raise UsageError(f"--max-error must be above 0; found {max_error}")
-        if self.target in ENGINE_TARGETS:
+        if self.runs_on_gpu:
             raise UsageError(
-                f"--max-error needs --target cpu: outputs of {self.target} are not compared yet"
+                f"--max-error needs --target cpu: a build for {self.target} says what rounding "
+                "costs, and keeps no layers in float32"
             )
         if self.expert_weights == "fp32":
             raise UsageError("--max-error bounds what smaller weights cost: give --weights")
@@ -282,11 +293,16 @@ class BuildPlan:
         """Whether TensorRT builds an engine for the bundle."""
         return self.target in ENGINE_TARGETS
 
+    @property
+    def runs_on_gpu(self) -> bool:
+        """Whether its layers run in this package's GPU kernels."""
+        return self.target in GPU_TARGETS
+
     def with_dtype(self, source_dtype: DType) -> BuildPlan:
         """The plan with the type of activations settled, for a checkpoint in ``source_dtype``."""
         if self.dtype is not None:
             return self
-        return dataclasses.replace(self, dtype=source_dtype if self.builds_engine else "fp32")
+        return dataclasses.replace(self, dtype=source_dtype if self.runs_on_gpu else "fp32")
 
     @property
     def int4_block(self) -> int:

@@ -39,6 +39,20 @@ KERNEL_TOLERANCES: Mapping[str, float] = {
 # what lies between the two products are rounded, to 2^-11 or 2^-8 each, which relu2 doubles.
 GPU_TOLERANCES: Mapping[str, float] = {"fp32": 2e-5, "fp16": 3e-3, "bf16": 2.5e-2}
 
+# The recorded example on a GPU against eager in float32, relative RMS error of an output: this many
+# times what eager in the bundle's type and the rounded weights are off by, since other kernels
+# round at other places, and the floor, for what is nearly exact in both.
+EXAMPLE_FACTOR = 2.0
+EXAMPLE_FLOORS: Mapping[str, float] = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 1.5e-2}
+
+# Where eager does not run in the type, what it is taken to be off by: a few units of its last place
+# for every layer of a deep model.
+EXAMPLE_RMS_WITHOUT_YARDSTICK: Mapping[str, float] = {"fp16": 1e-2, "bf16": 5e-2}
+
+# Share of the example's tokens that a GPU may send elsewhere beyond those that eager in the
+# bundle's type sends elsewhere: near ties fall either way.
+EXAMPLE_REROUTED_SHARE = 0.05
+
 # A loop over tokens against its recurrence: chunks take differences of logarithms that were summed
 # up, which loses a digit for every tenfold that the sum is; measured below 1e-5.
 LOOP_TOLERANCE = 5e-5
@@ -101,3 +115,15 @@ def relative_error(found: Array, expected: Array) -> float:
         return 0.0
     scale = float(np.abs(expected[finite]).max())
     return float(np.abs(found[finite] - expected[finite]).max()) / (scale or 1.0)
+
+
+def relative_rms(found: Array, expected: Array) -> float:
+    """Root of the summed squared differences over that of the squares; else ``relative_error``."""
+    if found.shape != expected.shape:
+        return float("inf")
+    if not np.array_equal(np.isfinite(found), np.isfinite(expected)):
+        return float("inf")
+    finite = np.isfinite(expected)
+    wanted = expected[finite].astype(np.float64)
+    scale = float(np.square(wanted).sum())
+    return float((np.square(found[finite] - wanted).sum() / (scale or 1.0)) ** 0.5)

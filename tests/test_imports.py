@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "moe_export"
 STAGES = [
     "sources", "recognize", "capture", "lower", "optimize", "quantize", "pack", "gpu", "engine",
-    "verify", "package", "benchmark",
+    "verify", "package", "replay", "benchmark",
 ]  # fmt: skip
 LEAVES = ["errors", "plan", "progress", "tolerances", "generation", "ops", "runners", "telemetry"]
 COMPOSITION = ["pipeline", "refusals", "dry_run", "estimate", "cli", "__init__", "__main__"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,6 +24,7 @@ from moe_export.recognize.block import MoeBlock
 from moe_export.sources import file_backed
 from moe_export.sources.model import LOW_PRECISION, LoadedModel
 
+Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 TORCH_DTYPES: dict[DType, torch.dtype] = {
     "fp32": torch.float32,
     "fp16": torch.float16,
@@ -69,15 +70,63 @@ def cast_model(
     wanted = TORCH_DTYPES[dtype]
     inputs = {n: t.to(wanted) if t.is_floating_point() else t for n, t in loaded.inputs.items()}
     with ExitStack() as undo:
-        kept = _kept_names(loaded) | _names_of_experts(loaded.model, blocks)
-        for name, tensor in _castable(loaded):
-            if name not in kept:
-                undo.callback(setattr, tensor, "data", tensor.data)
-                tensor.data = _rounded(name, tensor, wanted)
+        for name, tensor in _cast_tensors(loaded, blocks):
+            undo.callback(setattr, tensor, "data", tensor.data)
+            tensor.data = _rounded(name, tensor, wanted)
         for block in blocks:
             if not _is_hooked(block):
                 _run_in_float32(block.module, wanted, undo)
         yield replace(loaded, inputs=inputs)
+
+
+@contextmanager
+def round_weights(
+    loaded: LoadedModel, blocks: Sequence[MoeBlock], dtype: DType
+) -> Iterator[LoadedModel]:
+    """The model in float32 inside the block, its weights the numbers that ``cast_model`` makes.
+
+    Args:
+        loaded: The model in float32.
+        blocks: Its layers, not bound.
+        dtype: What ``cast_model`` rounds to.
+    """
+    with ExitStack() as undo:
+        if dtype != "fp32":
+            for name, tensor in _cast_tensors(loaded, blocks):
+                undo.callback(setattr, tensor, "data", tensor.data)
+                narrow = _rounded(name, tensor, TORCH_DTYPES[dtype])
+                tensor.data = file_backed.copy(narrow, torch.float32)
+        yield loaded
+
+
+def _cast_tensors(
+    loaded: LoadedModel, blocks: Sequence[MoeBlock]
+) -> Iterator[tuple[str, nn.Parameter | Tensor]]:
+    """What is in half precision where the model is."""
+    kept = _kept_names(loaded) | _names_of_experts(loaded.model, blocks)
+    for name, tensor in list(_castable(loaded)):
+        if name not in kept:
+            yield name, tensor
+
+
+@contextmanager
+def run_in(loaded: LoadedModel, dtype: DType) -> Iterator[Run]:
+    """How to call the model in half precision inside the block, experts included.
+
+    Args:
+        loaded: The model in float32, its layers not bound.
+        dtype: What its own loader would be told.
+    """
+    wanted = TORCH_DTYPES[dtype]
+    with ExitStack() as undo:
+        kept = _kept_names(loaded)
+        for name, tensor in list(_castable(loaded)):
+            if name not in kept:
+                undo.callback(setattr, tensor, "data", tensor.data)
+                tensor.data = _rounded(name, tensor, wanted)
+        yield lambda inputs: loaded.run(
+            {n: t.to(wanted) if t.is_floating_point() else t for n, t in inputs.items()}
+        )
 
 
 def _rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -42,9 +42,10 @@ _NOWHERE = Path("bundle")
 @click.option("--target", type=click.Choice(TARGETS), default="cpu", show_default=True,
               help="cpu: ONNX Runtime with this package's kernels. portable: one file of standard "
                    "operators for any ONNX runtime. tensorrt-rtx, tensorrt: an engine with this "
-                   "package's plugins. cuda: not in this version.")  # fmt: skip
+                   "package's plugins. cuda: ONNX Runtime on a GPU with this package's "
+                   "kernels.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(DTYPES),
-              help="Type of an engine's activations and of all weights but the experts'; that of "
+              help="On GPUs, type of activations and of all weights but the experts'; that of "
                    "most of the checkpoint's weights if not given, so that float32 stays float32. "
                    "Other targets compute in float32.")  # fmt: skip
 @click.option("--input", "inputs", multiple=True, metavar="NAME=2,16,64[:DTYPE]",
@@ -77,7 +78,7 @@ _NOWHERE = Path("bundle")
 @click.option("--weights", type=click.Choice(WEIGHTS),
               help="How experts' weights are stored. Target cpu: fp32 if not given; all but fp8. "
                    "mxfp4: as the checkpoint has them. source: the narrowest type that holds a "
-                   "layer's weights without rounding. Engines: source if not given, which is the "
+                   "layer's weights without rounding. GPUs: source if not given, which is the "
                    "type of the activations; or int8, int4, fp8.")  # fmt: skip
 @click.option("--block-size", type=int, metavar="32|64|128",
               help="Inputs that share a scale in int4 weights; 128 if not given.")  # fmt: skip

@@ -11,6 +11,7 @@ from moe_export.cli.doctor import doctor
 from moe_export.cli.families import families
 from moe_export.cli.inspect import inspect
 from moe_export.cli.run import run
+from moe_export.cli.verify import verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -24,5 +25,5 @@ def main() -> None:
     """  # noqa: D301 - \b is click's mark for a block that is not wrapped
 
 
-for command in (build, inspect, run, bench, doctor, families):
+for command in (build, verify, inspect, run, bench, doctor, families):
     main.add_command(command)

@@ -80,10 +80,11 @@ def draw_parity(console: Console, parity: Mapping[str, Any]) -> None:
 def draw_verdict(console: Console, manifest: Mapping[str, Any]) -> None:
     """One line that says whether the bundle was proved."""
     parity = manifest["parity"]
-    if parity["status"] == "passed":
-        rounded = parity.get("quantization")
+    if parity["status"] in ("passed", "graph"):
+        rounded, on_cpu = parity.get("quantization"), parity["status"] == "graph"
+        what = "parity of the graph, on the CPU," if on_cpu else "parity"
         console.print(
-            f"[green]parity passed[/]: {parity['tokens']} tokens per layer, "
+            f"[green]{what} passed[/]: {parity['tokens']} tokens per layer, "
             f"{parity['disagreeing_tokens']} routed otherwise, largest error "
             f"{format_error(parity['max_error'])}{' in float32' if rounded else ''}",
             soft_wrap=True,
@@ -92,6 +93,11 @@ def draw_verdict(console: Console, manifest: Mapping[str, Any]) -> None:
             console.print(
                 f"rounded weights: outputs differ from eager's by {format_error(rounded['rms'])} "
                 f"(RMS), {format_error(rounded['largest'])} at most",
+                soft_wrap=True,
+            )
+        if on_cpu:
+            console.print(
+                "[yellow]not seen on a GPU[/]: moe-export verify compares what one computes",
                 soft_wrap=True,
             )
     else:

@@ -27,8 +27,7 @@ class Decoder:
         self._mask = np.zeros((batch, 0), np.int64)
         self._takes = {signature.name for signature in runner.inputs}
         self._cache: dict[str, Any] = {
-            c.past: runner.to_value(np.zeros((batch, c.heads, 0, c.width), c.dtype))
-            for c in spec.caches
+            c.past: runner.empty_value((batch, c.heads, 0, c.width), c.dtype) for c in spec.caches
         }
 
     def step(self, input_ids: Array, attended: Array) -> dict[str, Array]:

@@ -132,7 +132,7 @@ def _cache_tensor(values: Mapping[str, Any]) -> CacheTensor:
     _check_whole(f"{cache.past}: width", cache.width, 1)
     if cache.sliding_window is not None:
         _check_whole(f"{cache.past}: sliding_window", cache.sliding_window, 1)
-    if cache.dtype not in ("float32", "float16"):
+    if cache.dtype not in ("float32", "float16", "bfloat16"):
         raise ValueError(f"generation: {cache.past} cannot have type {cache.dtype!r}")
     return cache
 

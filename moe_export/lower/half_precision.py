@@ -6,11 +6,13 @@ Rules:
    to half precision on the way, which only loses digits, and ``TopKGating`` computes in float32.
 2. Experts multiply activations and weights of one type. A layer around them that is computed in
    float32 has casts at its experts.
+3. What enters and leaves the graph is float32, as in the example that a bundle brings, and NumPy
+   has no bfloat16; but for a cache, which stays on the GPU from one step to the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -19,7 +21,7 @@ from moe_export.ops.spec import DOMAIN
 from moe_export.plan import DType
 
 _FLOAT = ir.DataType.FLOAT
-_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 IR_DTYPES: dict[DType, ir.DataType] = {
     "fp32": _FLOAT,
     "fp16": ir.DataType.FLOAT16,
@@ -60,9 +62,9 @@ def _widen(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
     inside = set(nodes)
     for node in nodes:
         for index, value in enumerate(node.inputs):
-            if value is not None and value.dtype in _HALF:
+            if value is not None and value.dtype in HALF:
                 node.replace_input_with(index, cast_before(node, value, _FLOAT))
-        narrow = [value for value in node.outputs if value.dtype in _HALF]
+        narrow = [value for value in node.outputs if value.dtype in HALF]
         if not narrow:
             continue
         if node.op_type == "Cast":
@@ -73,7 +75,7 @@ def _widen(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
 
 def _widen_value(graph: ir.Graph, node: ir.Node, value: ir.Value, inside: set[ir.Node]) -> None:
     """Make a value float32, with a cast for those who read it in half precision elsewhere."""
-    assert value.dtype is not None  # it is one of _HALF
+    assert value.dtype is not None  # it is one of HALF
     narrow = value.dtype
     value.type = ir.TensorType(_FLOAT)
     others = [(n, i) for n, i in value.uses() if n not in inside and n.domain != DOMAIN]
@@ -108,6 +110,27 @@ def cast_experts(model: ir.Model, dtype: DType) -> None:
             user.replace_input_with(index, cast.outputs[0])
 
 
+def widen_boundary(model: ir.Model, keep: Collection[str]) -> None:
+    """Make inputs and outputs in half precision float32 (rule 3), but for those in ``keep``."""
+    graph = model.graph
+    for value in graph.inputs:
+        if value.dtype not in HALF or value.name in keep:
+            continue
+        uses, cast = list(value.uses()), _cast(value, value.dtype)
+        value.type = ir.TensorType(_FLOAT)
+        graph.insert_before(graph[0], cast)
+        for user, index in uses:
+            user.replace_input_with(index, cast.outputs[0])
+    for index, value in enumerate(graph.outputs):
+        if value.dtype not in HALF or value.name in keep:
+            continue
+        name, value.name = value.name, f"{value.name}_{value.dtype.name.lower()}"
+        cast = _cast(value, _FLOAT)
+        cast.outputs[0].name = name
+        graph.append(cast)
+        graph.outputs[index] = cast.outputs[0]
+
+
 def _products(model: ir.Model) -> Iterator[ir.Node]:
     yield from moe_nodes(model, "GroupedExperts")
     yield from moe_nodes(model, "GroupedMatMul")
@@ -116,7 +139,7 @@ def _products(model: ir.Model) -> Iterator[ir.Node]:
 def cast_before(node: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     """``value`` in ``dtype``: what it was cast from, if that has this type, or a new cast."""
     producer = value.producer()
-    if producer is not None and producer.op_type == "Cast" and dtype in _HALF:
+    if producer is not None and producer.op_type == "Cast" and dtype in HALF:
         source = producer.inputs[0]
         if source is not None and source.dtype == dtype:
             return source

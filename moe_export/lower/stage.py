@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from moe_export.capture.stage import CapturedModel
-from moe_export.lower.half_precision import cast_experts, route_in_float32
+from moe_export.lower.half_precision import cast_experts, route_in_float32, widen_boundary
 from moe_export.lower.layers import LoweredLayer, find_layers
 from moe_export.lower.weights import normalize_weights
 from moe_export.ops.contract import check_model
@@ -32,12 +33,15 @@ class LoweredModel:
     telemetry: tuple[LayerTelemetry, ...] = ()
 
 
-def lower(captured: CapturedModel, dtype: DType = "fp32") -> LoweredModel:
+def lower(
+    captured: CapturedModel, dtype: DType = "fp32", caches: Collection[str] = ()
+) -> LoweredModel:
     """Normalize weights and name the custom nodes.
 
     Args:
         captured: The traced model; its graph is rewritten in place.
         dtype: Type of its activations.
+        caches: Names of inputs and outputs that have this type too; others are float32.
 
     Raises:
         UnsupportedModelError: a layer's experts are not there exactly once.
@@ -49,6 +53,7 @@ def lower(captured: CapturedModel, dtype: DType = "fp32") -> LoweredModel:
     if dtype != "fp32":
         route_in_float32(model)
         cast_experts(model, dtype)
+        widen_boundary(model, caches)
     layers = find_layers(model, captured.blocks)
     _strip_metadata(model)
     check_model(model)

@@ -50,9 +50,9 @@ def top_k_gating(
     weights = np.zeros((num_tokens, attributes.top_k), np.float32)
     for t in range(num_tokens):
         row = logits[t].astype(np.float32)
-        score = _score(row, attributes)
-        chosen = _choose(score, attributes, selection_bias)
-        ids[t], weights[t] = chosen, _weigh(row[chosen], score[chosen], attributes)
+        scores = score(row, attributes)
+        chosen = _choose(scores, attributes, selection_bias)
+        ids[t], weights[t] = chosen, _weigh(row[chosen], scores[chosen], attributes)
     return ids, weights
 
 
@@ -67,8 +67,8 @@ def _sigmoid(values: Float) -> Float:
         return np.asarray(1 / (1 + np.exp(-values)), np.float32)
 
 
-def _score(logits: Float, attributes: TopKGating) -> Float:
-    """Step 1."""
+def score(logits: Float, attributes: TopKGating) -> Float:
+    """Step 1: the scores ``[E]`` of one token's logits."""
     if attributes.score_function == "softmax":
         return _softmax(logits)
     if attributes.score_function == "sigmoid":

@@ -13,7 +13,7 @@ from moe_export.lower.stage import LoweredLayer, LoweredModel
 from moe_export.ops.record import WeightLayout
 from moe_export.pack.native_moe import use_native_moe
 from moe_export.pack.packed_weights import pack_weights
-from moe_export.plan import ENGINE_TARGETS, Target
+from moe_export.plan import GPU_TARGETS, Target
 
 MODEL_NAME = "model.onnx"
 # The model in float32, beside one with smaller weights for as long as they are compared.
@@ -24,7 +24,7 @@ ROUNDED_NAME = "rounded.onnx"
 # Which packed layout a target's kernels read.
 PACKED_LAYOUTS: Mapping[Target, WeightLayout] = {
     "cpu": "cpu_v1",
-    **dict.fromkeys(ENGINE_TARGETS, "cuda_v1"),
+    **dict.fromkeys(GPU_TARGETS, "cuda_v1"),
 }
 
 # Initializers up to this size stay in the ONNX file, where shape inference can read them.

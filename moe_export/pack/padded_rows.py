@@ -5,18 +5,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from moe_export.ops.dequantize import SYMMETRIC_ZERO, unpack_nibbles
-from moe_export.ops.padded_rows import EXPERT_ALIGNMENT, NIBBLE_DISTANCE
+from moe_export.ops.padded_rows import EXPERT_ALIGNMENT, NIBBLE_DISTANCE, weight_bytes
 from moe_export.ops.panels import padded_columns
 from moe_export.ops.record import WeightType
+from moe_export.ops.storage import ExpertMatrix, WeightStorage
 
 Array = NDArray[Any]
 Bytes = NDArray[np.int8]
+
+_DTYPES: Mapping[str, Any] = {
+    "fp32": np.float32,
+    "fp16": np.float16,
+    "bf16": ml_dtypes.bfloat16,
+    "int8": np.int8,
+    "fp8": np.int8,
+}
 
 
 def pack_padded_rows(
@@ -52,6 +63,41 @@ def pack_padded_rows(
     if weight_type == "int4" and scale is not None:
         return _pack_int4(weight, scale, zero, columns, block_size)
     raise ValueError(f"cuda_v1 has no form of {weight_type} with these scales")
+
+
+def unpack_padded_rows(
+    storage: WeightStorage, matrix: ExpertMatrix, data: Bytes
+) -> dict[str, Array]:
+    """The row-major parts of one expert's matrix: ``weight``, ``scale`` and ``zero`` as needed.
+
+    Args:
+        storage: How it is stored, row-major.
+        matrix: Its sizes.
+        data: ``[bytes]``, as ``pack_padded_rows`` made them.
+    """
+    raw, kind = data.view(np.uint8), storage.weight_type
+    rows, columns = matrix.rows, matrix.columns
+    width = padded_columns(columns, storage.block_size)
+    end = weight_bytes(kind, rows, columns, block_size=storage.block_size)
+    if kind != "int4":
+        dtype = _DTYPES[kind]
+        parts = {"weight": raw[:end].view(dtype).reshape(rows, width)[:, :columns]}
+        if kind in ("int8", "fp8"):
+            parts["scale"] = raw[end : end + 4 * rows].view("<f4")
+        return parts
+    halves = raw[:end].reshape(rows, -1, NIBBLE_DISTANCE)
+    codes = np.stack([halves & 15, halves >> 4], axis=2).reshape(rows, width)[:, :columns]
+    pairs = np.pad(codes, ((0, 0), (0, columns % 2))).reshape(rows, -1, 2)
+    blocks, used = width // storage.block_size, -(-columns // storage.block_size)
+    scales = raw[end : end + 4 * rows * blocks].view("<f4").reshape(blocks, rows)
+    parts = {
+        "weight": (pairs[..., 0] | pairs[..., 1] << 4).view(np.int8),
+        "scale": scales.T[:, :used],
+    }
+    if storage.has_zero_point:
+        begin = end + 4 * rows * blocks
+        parts["zero"] = raw[begin : begin + rows * blocks].reshape(blocks, rows).T[:, :used]
+    return parts
 
 
 def _pack_int4(

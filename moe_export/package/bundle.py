@@ -18,10 +18,12 @@ from moe_export.generation.generate import GenerateOptions, start_stream
 from moe_export.generation.prompts import InputIds, Prompts, make_prompts
 from moe_export.generation.spec import ATTENTION_MASK, INPUT_IDS, GenerationSpec
 from moe_export.package.manifest import Manifest, check_files, read_manifest
+from moe_export.runners import gpu
 from moe_export.runners.arrays import Array
 from moe_export.runners.engine import EngineRunner
 from moe_export.runners.library import LIBRARY_NAME, ort_library_path
 from moe_export.runners.onnxruntime import OnnxRuntimeRunner
+from moe_export.runners.providers import DeviceKind
 from moe_export.runners.tensorrt import check_machine, open_engine
 from moe_export.telemetry.expert_load import ExpertLoad
 from moe_export.telemetry.record import LayerTelemetry
@@ -30,6 +32,14 @@ MODEL_NAME = "model.onnx"
 PARITY_NAME = "parity.json"
 # What a prompt is; the rest that a graph with a cache takes follows from it.
 _PROMPT_INPUTS = {INPUT_IDS, ATTENTION_MASK}
+
+# What there is to say of a bundle by its parity's status.
+_UNVERIFIED = {
+    "graph": "its graph agrees with eager PyTorch on a CPU, and what the GPU computes was never "
+    "compared: moe-export verify does",
+    "failed": "it failed its comparison with eager PyTorch",
+    "skipped": "it was never compared with eager PyTorch",
+}
 
 
 class UnverifiedBundleWarning(UserWarning):
@@ -122,10 +132,21 @@ class Bundle:
                 "build with --telemetry, or pip install onnx-ir"
             ) from error
         graph, records = extend_file(self.folder / MODEL_NAME)
-        runner = OnnxRuntimeRunner(
-            graph, self._library(), num_threads=self.num_threads, data_folder=self.folder
+        return self.open_graph(graph), records
+
+    def open_graph(self, graph: bytes) -> OnnxRuntimeRunner:
+        """A session of another graph that reads this bundle's data, such as one with more outputs.
+
+        Args:
+            graph: An ONNX file whose external data is the bundle's.
+        """
+        return OnnxRuntimeRunner(
+            graph,
+            self._library(),
+            device=self._device,
+            num_threads=self.num_threads,
+            data_folder=self.folder,
         )
-        return runner, records
 
     def generate(
         self,
@@ -221,9 +242,22 @@ class Bundle:
         return OnnxRuntimeRunner(
             self.folder / MODEL_NAME,
             self._library(),
+            device=self._device,
             num_threads=self.num_threads,
             profile=profile,
         )
+
+    @property
+    def _device(self) -> DeviceKind:
+        return "cuda" if self.manifest.target == "cuda" else "cpu"
+
+    @property
+    def device_name(self) -> str:
+        """Where the bundle runs, for people."""
+        if self._device == "cpu" and self.manifest.engine is None:
+            return "the CPU, in ONNX Runtime"
+        runtime = self.manifest.engine.flavor if self.manifest.engine else "ONNX Runtime"
+        return f"a GPU of compute capability {gpu.compute_capability()}, in {runtime}"
 
     @property
     def verified(self) -> bool:
@@ -273,11 +307,10 @@ def load(folder: str | Path, *, trust: bool = False, num_threads: int = 0) -> Bu
         check_machine(manifest.engine)
     status = manifest.parity["status"]
     if status != "passed":
-        said = "failed its comparison" if status == "failed" else "was never compared"
         reason = manifest.parity.get("reason")
         why = f" ({reason})" if reason else ""
         warnings.warn(
-            f"{path} is not verified: it {said} with eager PyTorch{why}",
+            f"{path} is not verified: {_UNVERIFIED[status]}{why}",
             UnverifiedBundleWarning,
             stacklevel=2,
         )

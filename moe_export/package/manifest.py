@@ -18,6 +18,7 @@ from moe_export.runners.library import hash_file
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+PARITY_STATUSES = ("passed", "graph", "failed", "skipped")
 _MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 
 
@@ -42,7 +43,8 @@ class Manifest:
         inputs: Signature: name, dtype, shape with symbolic sizes as names.
         outputs: The same of the outputs.
         layers: The MoE layers in order.
-        parity: Summary; ``status`` is passed, failed or skipped.
+        parity: Summary; ``status`` is passed, failed or skipped, or graph where the graph agrees
+            with eager on the CPU and what the GPU computes was not compared.
         batch_coupled: Whether one request can change another's result.
         telemetry: Outputs that tell how each MoE layer spreads its tokens, and what they count;
             empty where the build was not asked for them.
@@ -122,7 +124,7 @@ def _from_json(values: Any) -> Manifest:  # noqa: ANN401 - any JSON
         raise BundleError(f"a bundle for {manifest.target} has an engine entry or lacks one")
     if engine is not None and engine.plan not in files:
         raise BundleError(f"the engine {engine.plan} is none of the bundle's files")
-    if manifest.parity["status"] not in ("passed", "failed", "skipped"):
+    if manifest.parity["status"] not in PARITY_STATUSES:
         raise BundleError(f"parity status {manifest.parity['status']!r} is unknown")
     return manifest
 

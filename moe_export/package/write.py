@@ -6,9 +6,9 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,13 @@ from moe_export.runners.arrays import Array, write_arrays
 from moe_export.runners.fingerprint import EngineFingerprint
 from moe_export.runners.library import hash_file
 from moe_export.runners.onnxruntime import Signature
+from moe_export.verify.example_record import EXAMPLE_FOLDER
 
 _PACKAGES = ("moe-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 # The oldest ONNX Runtime that a bundle was run with; the op library itself asks for API 17.
 MINIMUM_VERSIONS = {"onnxruntime": "1.20", "onnx_ir_version": "10", "opset": "20"}
+# What a bundle of ``cuda`` needs besides; the kernels' machine code begins there.
+MINIMUM_GPU = {"onnxruntime-gpu": "1.20", "compute_capability": "8.0"}
 
 
 def check_room(output: Path, needed: int) -> None:
@@ -89,9 +92,9 @@ def _exchange(folder: Path, output: Path, *, overwrite: bool) -> None:
 
 def write_example(folder: Path, inputs: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
     """Write the example's inputs and eager's outputs."""
-    (folder / "example").mkdir()
-    write_arrays(folder / "example" / "inputs.npz", inputs)
-    write_arrays(folder / "example" / "expected.npz", expected)
+    (folder / EXAMPLE_FOLDER).mkdir()
+    write_arrays(folder / EXAMPLE_FOLDER / "inputs.npz", inputs)
+    write_arrays(folder / EXAMPLE_FOLDER / "expected.npz", expected)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -104,10 +107,33 @@ def write_parity(folder: Path, report: Mapping[str, Any]) -> None:
     write_json(folder / PARITY_NAME, report)
 
 
-def copy_library(folder: Path, library: Path) -> None:
-    """Put the op library where C++ programs and servers find it."""
+def record_replay(folder: Path, manifest: Manifest, found: Mapping[str, Any]) -> Manifest:
+    """Add to a bundle what comparing its example on a GPU showed.
+
+    Args:
+        folder: The bundle.
+        manifest: Its manifest, which is written again.
+        found: A ``ReplayReport`` in plain values.
+    """
+    path = folder / PARITY_NAME
+    report = {**json.loads(path.read_text(encoding="utf-8")), "device": found}
+    write_parity(folder, report)
+    record = FileRecord(path.stat().st_size, hash_file(path))
+    status = "passed" if found["passed"] else "failed"
+    written = replace(
+        manifest,
+        files={**manifest.files, PARITY_NAME: record},
+        parity={**manifest.parity, "status": status},
+    )
+    (folder / MANIFEST_NAME).write_text(written.to_text(), encoding="utf-8")
+    return written
+
+
+def copy_libraries(folder: Path, libraries: Sequence[Path]) -> None:
+    """Put the op libraries where C++ programs and servers find them."""
     (folder / "lib").mkdir()
-    shutil.copy(library, folder / "lib" / library.name)
+    for library in libraries:
+        shutil.copy(library, folder / "lib" / library.name)
 
 
 def write_manifest(
@@ -135,7 +161,7 @@ def write_manifest(
         target=target,
         source=source,
         versions={"python": platform.python_version(), **_versions()},
-        minimum_versions=MINIMUM_VERSIONS if engine is None else {engine.flavor: engine.version},
+        minimum_versions=_minimum_versions(target, engine),
         files=files,
         inputs=[asdict(s) for s in inputs],
         outputs=[asdict(s) for s in outputs],
@@ -149,6 +175,12 @@ def write_manifest(
     )
     (folder / MANIFEST_NAME).write_text(manifest.to_text(), encoding="utf-8")
     return manifest
+
+
+def _minimum_versions(target: str, engine: EngineFingerprint | None) -> dict[str, str]:
+    if engine is not None:
+        return {engine.flavor: engine.version}
+    return MINIMUM_VERSIONS | (MINIMUM_GPU if target == "cuda" else {})
 
 
 def _versions() -> dict[str, str]:

@@ -77,7 +77,7 @@ def quantize(
 
 def _choose_storage(node: ir.Node, attributes: ExpertAttributes, plan: BuildPlan) -> WeightStorage:
     if plan.expert_weights == "source":
-        if plan.builds_engine:
+        if plan.runs_on_gpu:
             return WeightStorage(plan.dtype or "fp32")
         return _source_storage(node, attributes)
     if plan.expert_weights == "int4":

@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from moe_export.errors import BundleError, EnvironmentLacksError, MoeExportError, UsageError
+from moe_export.errors import BundleError, MoeExportError, UsageError
 from moe_export.runners.arrays import Array
 from moe_export.runners.device import Device
+from moe_export.runners.half import round_to_bfloat16, widen_bfloat16
 from moe_export.runners.onnxruntime import Signature
 
 # TensorRT's names of types, and ours.
 _TYPES = {
     "FLOAT": ("float", np.float32),
     "HALF": ("float16", np.float16),
+    "BF16": ("bfloat16", np.uint16),  # its bits
     "INT32": ("int32", np.int32),
     "INT64": ("int64", np.int64),
     "BOOL": ("bool", np.bool_),
@@ -97,14 +99,6 @@ class EngineRunner:
 
     def _type(self, name: str) -> tuple[str, Any]:
         found = self._engine.get_tensor_dtype(name).name
-        if found == "BF16":
-            try:
-                import ml_dtypes
-            except ModuleNotFoundError as error:
-                raise EnvironmentLacksError(
-                    f"the engine's {name} is bfloat16, which needs: pip install ml-dtypes"
-                ) from error
-            return "bfloat16", ml_dtypes.bfloat16
         if found not in _TYPES:
             raise BundleError(f"the engine's {name} is {found}, which NumPy has no type for")
         return _TYPES[found]
@@ -139,7 +133,10 @@ class EngineRunner:
             buffer.host.reshape(-1).view(np.uint8)[:] = array.reshape(-1).view(np.uint8)
         self._launch(binding)
         self._device.synchronize()
-        return {s.name: binding.buffers[s.name].host.copy() for s in self.outputs}
+        return {s.name: self._result(s.name, binding.buffers[s.name].host) for s in self.outputs}
+
+    def _result(self, name: str, host: Array) -> Array:
+        return widen_bfloat16(host) if self._type(name)[0] == "bfloat16" else host.copy()
 
     def _check(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         names = [s.name for s in self.inputs]
@@ -150,10 +147,7 @@ class EngineRunner:
             name = expected.name
             if name not in inputs:
                 raise UsageError(f"input {name} is missing; the bundle takes {', '.join(names)}")
-            array = np.ascontiguousarray(inputs[name])
-            dtype = self._type(name)[1]
-            if array.dtype != dtype:
-                raise UsageError(f"input {name} must be {np.dtype(dtype)}; found {array.dtype}")
+            array = self._typed(name, np.ascontiguousarray(inputs[name]))
             least, _, most = (tuple(s) for s in self._engine.get_tensor_profile_shape(name, 0))
             fits = len(array.shape) == len(least) and all(
                 low <= size <= high
@@ -166,6 +160,18 @@ class EngineRunner:
                 )
             feeds[name] = array
         return feeds
+
+    def _typed(self, name: str, array: Array) -> Array:
+        """An input in its type; half precision takes float32 too, rounded."""
+        kind, dtype = self._type(name)
+        if array.dtype == np.float32 and kind == "bfloat16":
+            return round_to_bfloat16(array)
+        if array.dtype == np.float32 and kind == "float16":
+            return array.astype(np.float16)
+        if array.dtype != dtype or kind == "bfloat16":
+            wanted = "float32" if kind == "bfloat16" else np.dtype(dtype)
+            raise UsageError(f"input {name} must be {wanted}; found {array.dtype}")
+        return array
 
     def _make_room(self) -> None:
         """Give up the buffers of all shapes where there are too many."""

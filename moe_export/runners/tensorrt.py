@@ -77,9 +77,22 @@ def open_engine(
             f"{', '.join(fingerprint.compute_capabilities)}; no GPU is found here"
         )
     fingerprint.check_gpu(found)
+    return open_plan(folder / fingerprint.plan, fingerprint.flavor, signature)
+
+
+def open_plan(
+    plan: Path, flavor: str, signature: Mapping[str, tuple[int | str, ...]]
+) -> EngineRunner:
+    """Open an engine that was built for this machine.
+
+    Args:
+        plan: Its file.
+        flavor: ``tensorrt-rtx`` or ``tensorrt``.
+        signature: Shapes of inputs and outputs with their symbolic sizes, by name.
+    """
     return EngineRunner(
-        folder / fingerprint.plan,
-        importlib.import_module(MODULES[fingerprint.flavor]),
+        plan,
+        importlib.import_module(MODULES[flavor]),
         plugin_library_path(),
         DriverDevice(),
         signature,

@@ -12,7 +12,7 @@ import pytest
 from moe_export.ops.dequantize import dequantize
 from moe_export.ops.storage import ExpertMatrix, WeightStorage
 from moe_export.pack.packed_weights import pack_matrix
-from moe_export.pack.padded_rows import pack_padded_rows
+from moe_export.pack.padded_rows import pack_padded_rows, unpack_padded_rows
 from moe_export.quantize.matrix import quantize_matrix
 
 FLOATS = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
@@ -77,6 +77,8 @@ def test_bytes_hold_the_matrix_and_zeros_beyond_it(storage, rows, columns):
         expected = dequantize(storage, parts, columns)
         np.testing.assert_array_equal(found[:, :columns], expected)
         assert not found[:, columns:].any()
+        back = unpack_padded_rows(storage, matrix, packed.expert(e))
+        np.testing.assert_array_equal(dequantize(storage, back, columns), expected)
 
 
 def test_scales_of_blocks_beyond_the_matrix_are_zero():

@@ -1,0 +1,1 @@
+"""Run a bundle's recorded example where the bundle runs, and compare, without PyTorch."""

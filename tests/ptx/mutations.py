@@ -86,6 +86,35 @@ def apply_mutation(text: str, mutation: Mutation) -> str:
     return "\n".join(lines)
 
 
+def find_mutation(
+    text: str, pattern: str, replacement: str, *, entry: str = "", nth: int = 0
+) -> Mutation:
+    """What becomes of a statement that is known by its form rather than its line.
+
+    Args:
+        text: PTX.
+        pattern: A regular expression that the statement begins with.
+        replacement: What stands for the match; nothing leaves the statement out.
+        entry: The kernel's name, if there are several.
+        nth: Which of the statements that match, from 0.
+
+    Raises:
+        ValueError: There are not so many.
+    """
+    found = [
+        statement
+        for kernel in parse(text).kernels
+        if kernel.name == entry or not entry
+        for statement in kernel.body
+        if isinstance(statement, Statement) and re.match(pattern, statement.text)
+    ]
+    if nth >= len(found):
+        raise ValueError(f"{len(found)} statements of {entry or 'the kernel'} are like {pattern!r}")
+    before = found[nth].text
+    after = re.sub(pattern, replacement, before, count=1) if replacement else ""
+    return Mutation(found[nth].line, before, after)
+
+
 def _find(text: str, mutation: Mutation) -> str | None:
     """The line with the statement changed; None if it goes over several lines."""
     line = " ".join(text.split("\n")[mutation.line - 1].split())
@@ -153,7 +182,12 @@ def _change_register(
     kernel: Kernel, operands: str, near: list[Statement], rng: random.Random
 ) -> str | None:
     """A register that is read becomes another one of its type that was used just before."""
-    sources = [m for m in list(_REGISTER.finditer(operands))[1:] if m[0] in kernel.registers]
+    # What follows a bar is a second result, a validity that hardly anybody reads.
+    sources = [
+        found
+        for found in list(_REGISTER.finditer(operands))[1:]
+        if found[0] in kernel.registers and operands[found.start() - 1] != "|"
+    ]
     if not sources:
         return None
     chosen = rng.choice(sources)

@@ -1,29 +1,39 @@
 """Whether a kernel's PTX computes what it should.
 
-    python -m tests.plugins.cuda.check_kernel NAME PTX
+    python -m tests.plugins.cuda.check_kernel NAME PTX [--sanitize SANITIZER ...]
 
 NAME is a file of the build: ``gated_matmul_bf16_int4_m16_sm80`` or ``kernels``, say. PTX is run in
-its place. Ends with 0 if all is well: what `tests.ptx.mutate` asks for.
+its place; of ``kernels``, whatever differs from the build's, or all if nothing does. Once without a
+sanitizer, then with each of those asked for: ``address`` sees what leaves a buffer, ``thread`` the
+barriers that are missing, on small layers. Ends with 0 if all is well: what `tests.ptx.mutate` asks
+for.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from moe_export.gpu.layers import Form, UploadedLayer, list_forms, make_layer
-from moe_export.ops import reference, reference_rows
-from moe_export.ops.spec import ExpertDispatch, GroupedExperts, TopKGating
+from moe_export.ops import reference
+from moe_export.ops.spec import GroupedExperts
 from moe_export.tolerances import GPU_TOLERANCES
-from tests.plugins.cuda.on_cpu import SANITIZE, HostDevice, LibraryOnCpu
-from tests.plugins.cuda.run_gpu_op import run_op
+from tests.plugins.cuda.check_rows import check_entry
+from tests.plugins.cuda.on_cpu import PTX, SANITIZE, HostDevice, LibraryOnCpu
+from tests.plugins.cuda.row_kernels import RowKernels
 from tests.ptx.build import build
+from tests.ptx.entries import changed_entries, entry_lines, keep_entries
+from tests.ptx.run import KernelError
 
+SANITIZERS = ("none", "address", "thread")
 _GATED = GroupedExperts(
     num_experts=5,
     hidden_size=200,
@@ -38,36 +48,87 @@ _LAYERS = (
     _GATED,
     replace(_GATED, activation="gelu", alpha=1.0, limit_on="output", weight_on="input"),
     GroupedExperts(num_experts=3, hidden_size=72, intermediate_size=130, activation="gelu_tanh"),
+    replace(_GATED, hidden_size=72, activation="relu", alpha=1.0, limit=0.0, first_expert=0),
+    GroupedExperts(num_experts=4, hidden_size=320, intermediate_size=64, activation="identity"),
     GroupedExperts(
         num_experts=4, hidden_size=130, intermediate_size=64, gated=False, activation="relu2"
     ),
 )
+# Steps enough for a pipeline to come around, and few threads: each costs ThreadSanitizer 1 ms.
+_SHORT = replace(_GATED, num_experts=2, intermediate_size=40)
 
 
-def main() -> int:
-    name, ptx = sys.argv[1], Path(sys.argv[2])
-    with tempfile.TemporaryDirectory() as folder:
-        capability = 90 if name.endswith("sm90") else 80
-        (Path(folder) / f"{name}.so").symlink_to(
-            build(ptx.read_text(), sanitize=SANITIZE, name=ptx.name)
+def run_check(
+    name: str, ptx: Path, sanitize: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """The check in a process of its own, which a sanitizer's library is loaded into."""
+    command = [sys.executable, "-m", "tests.plugins.cuda.check_kernel", name, str(ptx), "--only"]
+    if sanitize != "none":
+        library = {"address": "libasan.so", "thread": "libtsan.so"}[sanitize]
+        found = subprocess.run(
+            ["gcc", f"-print-file-name={library}"], capture_output=True, text=True, check=True
         )
-        library = LibraryOnCpu(capability, Path(folder))
-        right = _check_rows(library) if name == "kernels" else _check_form(library, name)
-    return 0 if right else 1
-
-
-def _check_form(library: LibraryOnCpu, name: str) -> bool:
-    """Layers of the form and tile that the kernel is of."""
-    _, element, stored, tile, _ = name.removeprefix("gated_").split("_")
-    forms = [form for form in list_forms() if _stored(form) == (element, stored)]
-    tile_rows = int(tile.removeprefix("m"))
-    library.need_form(element, forms[0].weights, tile_rows)
-    return all(
-        _check_layer(library, form, attributes, tile_rows, tokens)
-        for form in forms
-        for attributes in (_LAYERS[:1] if SANITIZE else _LAYERS)
-        for tokens in (3, 40)
+        variables |= {"MOE_EXPORT_TEST_SANITIZE": sanitize}
+        options = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "exitcode=66 halt_on_error=1"}
+        if name != "kernels":  # their launches have processes of their own
+            variables |= options
+            # ThreadSanitizer's shadow memory needs addresses that are not drawn.
+            command = ["setarch", "-R", "env", f"LD_PRELOAD={found.stdout.strip()}", *command]
+    return subprocess.run(
+        command, env=os.environ | variables, capture_output=True, text=True, check=False
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Check a kernel's PTX.")
+    parser.add_argument("name")
+    parser.add_argument("ptx", type=Path)
+    parser.add_argument("--sanitize", nargs="+", default=["none"], choices=SANITIZERS)
+    parser.add_argument("--only", action="store_true", help="in this process, as it was built")
+    chosen = parser.parse_args(arguments)
+    if chosen.only:
+        check = _check_rows if chosen.name == "kernels" else _check_product
+        return 0 if check(chosen.name, chosen.ptx.read_text()) else 1
+    for sanitize in chosen.sanitize:
+        done = run_check(chosen.name, chosen.ptx, sanitize)
+        if done.returncode:
+            print(f"{sanitize}: {(done.stdout + done.stderr)[-4000:]}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _check_rows(name: str, text: str) -> bool:
+    """The kernels of CUDA C++, each by itself."""
+    entries = changed_entries((PTX / f"{name}.ptx").read_text(), text) or list(entry_lines(text))
+    kernels = RowKernels(keep_entries(text, entries), SANITIZE)
+    for entry in entries:
+        try:
+            check_entry(kernels, entry, is_short=SANITIZE == "thread")
+        except (AssertionError, KernelError) as error:
+            print(f"{entry}: {error}", file=sys.stderr)
+            return False
+    return True
+
+
+def _check_product(name: str, text: str) -> bool:
+    """Layers of the form and tile that the kernel is of."""
+    stem, _, capability = name.rpartition("_sm")
+    _, element, stored, tile = stem.removeprefix("gated_").split("_")
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = build(text, sanitize=SANITIZE, name=f"{name}.ptx")
+        (Path(folder) / f"{name}.so").symlink_to(compiled)
+        library = LibraryOnCpu(int(capability), Path(folder))
+        forms = [form for form in list_forms() if _stored(form) == (element, stored)]
+        tile_rows = int(tile.removeprefix("m"))
+        library.need_form(element, forms[0].weights, tile_rows)
+        if SANITIZE == "thread":
+            return all(_check_layer(library, forms[0], _SHORT, tile_rows, seed) for seed in (2, 3))
+        return all(
+            _check_layer(library, form, attributes, tile_rows, tokens)
+            for i, form in enumerate(forms)
+            for attributes in (_LAYERS[:1] if SANITIZE or i else _LAYERS)
+            for tokens in (3, 42)
+        )
 
 
 def _stored(form: Form) -> tuple[str, str]:
@@ -79,8 +140,8 @@ def _check_layer(
     library: LibraryOnCpu, form: Form, attributes: GroupedExperts, tile: int, tokens: int
 ) -> bool:
     rng = np.random.default_rng(tokens)
-    first = attributes.first_expert
-    ids = rng.integers(first - 1, first + attributes.num_experts, (tokens, 3)).astype(np.int64)
+    first, top_k = attributes.first_expert, min(3, attributes.num_experts)
+    ids = rng.integers(first - 1, first + attributes.num_experts, (tokens, top_k)).astype(np.int64)
     layer = make_layer(form, attributes, ids, rng)
     device = HostDevice()
     os.environ["MOE_EXPORT_TEST_SEED"] = str(tokens)  # another order of threads
@@ -89,43 +150,6 @@ def _check_layer(
     expected = reference.grouped_experts(attributes=layer.attributes, **layer.inputs)
     error = np.abs(uploaded.output() - expected).max() / np.abs(expected).max()
     return bool(error <= GPU_TOLERANCES[form.element_type])
-
-
-def _check_rows(library: LibraryOnCpu) -> bool:
-    """What CUDA C++ computes: gating, sorting few and many pairs, copies and sums."""
-    library.need("matmul_fp32_fp32_m16", "gated_matmul_fp32_fp32_m16")
-    rng = np.random.default_rng(0)
-    gating = TopKGating(
-        top_k=5,
-        score_function="sigmoid",
-        num_groups=4,
-        top_groups=2,
-        group_score="top2_sum",
-        has_selection_bias=True,
-        renormalize=True,
-        scale=2.5,
-    )
-    softmax = TopKGating(top_k=3, weight_function="softmax")
-    for attributes, experts in ((gating, 72), (softmax, 45)):
-        logits = rng.standard_normal((9, experts), np.float32)
-        bias = rng.standard_normal(experts).astype(np.float32)
-        inputs = {"logits": logits} | ({"selection_bias": bias} if attributes is gating else {})
-        ids, weights = run_op(library, attributes, inputs)
-        expected = reference.top_k_gating(logits, attributes, inputs.get("selection_bias"))
-        if not np.array_equal(ids, expected[0]) or not np.allclose(weights, expected[1], atol=1e-5):
-            return False
-    dispatch = ExpertDispatch(num_experts=6, hidden_size=5, first_expert=1)
-    for tokens in (20, 200):
-        x = rng.standard_normal((tokens, 5), np.float32)
-        inputs = {"x": x, "expert_ids": rng.integers(0, 8, (tokens, 3)).astype(np.int32)}
-        found = run_op(library, dispatch, inputs)
-        expected = reference_rows.expert_dispatch(**inputs, attributes=dispatch)
-        if not all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True)):
-            return False
-    form = list_forms()[0]
-    return all(
-        _check_layer(library, form, _LAYERS[i], 16, tokens) for i, tokens in ((0, 3), (2, 120))
-    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ cd "$(dirname "$0")/.."
 mode=${1:-}
 say() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 
-# Machine code for two kinds of GPU: what the tests look at. The other kinds are MOE_EXPORT_CUDA_TARGETS.
+# Machine code for two kinds of GPU: what the tests look at. With --all and
+# MOE_EXPORT_CUDA_TARGETS=80,90,100,103,120,121 they look at, and run, every kind's kernels.
 export MOE_EXPORT_CUDA_TARGETS=${MOE_EXPORT_CUDA_TARGETS:-80,90}
 
 say "setup"
@@ -26,7 +27,7 @@ run_cpp_tests() {
     -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython3_EXECUTABLE="$(command -v python)" \
     "$@" >"build/$name.log"
   cmake --build "build/$name" >>"build/$name.log" || { cat "build/$name.log"; return 1; }
-  ctest --test-dir "build/$name" --output-on-failure
+  ctest --test-dir "build/$name" --output-on-failure --parallel "$(nproc)"
 }
 mkdir -p build
 say "C++ kernels"

@@ -1,3 +1,4 @@
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -218,8 +219,12 @@ void test_matmul(const Storage& storage, Isa isa, const std::string& suffix) {
 
 }  // namespace
 
-int main() {
-  for (const Storage& storage : kStorages) {
+/// test_packed_experts [PART PARTS]: of the storages, every PARTS-th from PART on.
+int main(int count, char** words) {
+  const size_t part = count == 3 ? std::stoul(words[1]) : 0;
+  const size_t parts = count == 3 ? std::stoul(words[2]) : 1;
+  for (size_t i = part; i < std::size(kStorages); i += parts) {
+    const Storage& storage = kStorages[i];
     const std::string name = std::string("_") + storage.name;
     std::vector<Case> cases;
     add_shapes(storage, cases);

@@ -99,7 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check_rows(name: str, text: str) -> bool:
     """The kernels of CUDA C++, each by itself."""
-    entries = changed_entries((PTX / f"{name}.ptx").read_text(), text) or list(entry_lines(text))
+    entries = changed_entries((PTX / f"{name}.ptx").read_text(), text)
+    if not entries:
+        # Threads race alike whatever the type, and ThreadSanitizer takes a millisecond for each.
+        seldom = ("_fp32", "_fp16") if SANITIZE == "thread" else ()
+        entries = [entry for entry in entry_lines(text) if not entry.endswith(seldom)]
     kernels = RowKernels(keep_entries(text, entries), SANITIZE)
     for entry in entries:
         try:

@@ -37,6 +37,7 @@ def test_plugins_compute_the_contract(tmp_path, capability):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow  # test_sanitizers.py has the kernels by themselves
 def test_no_threads_of_a_kernel_race(tmp_path):
     """Under ThreadSanitizer, to which each thread of a block is one; not the host's."""
     command = ["gcc", "-print-file-name=libtsan.so"]

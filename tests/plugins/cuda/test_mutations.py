@@ -128,7 +128,7 @@ def test_every_survivor_of_a_whole_run_is_explained(name, count):
         pytest.skip(MISSING)
     check = [sys.executable, "-m", "tests.plugins.cuda.check_kernel", name, "{}", "--sanitize"]
     report = run_mutations(
-        PTX / f"{name}.ptx", [*check, "none", "thread", "address"], count=count, timeout_s=300
+        PTX / f"{name}.ptx", [*check, "none", "thread", "address"], count=count, timeout_s=600
     )
     assert len(report.caught) + len(report.survivors) == count
     found = Counter(str(mutation).partition(": ")[2] for mutation in report.survivors)

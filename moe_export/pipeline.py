@@ -192,7 +192,7 @@ def _compare_here(folder: Path, manifest: Manifest, progress: Progress) -> Manif
         found = replay(Bundle(folder, manifest))
     except (EnvironmentLacksError, BundleError) as error:
         progress.remark(f"what this GPU computes was not compared: {error}")
-        return manifest
+        return write.rewrite_manifest(folder, replace(manifest, remarks=list(progress.remarks)))
     return write.record_replay(folder, manifest, found.to_json())
 
 

@@ -125,8 +125,13 @@ def record_replay(folder: Path, manifest: Manifest, found: Mapping[str, Any]) ->
         files={**manifest.files, PARITY_NAME: record},
         parity={**manifest.parity, "status": status},
     )
-    (folder / MANIFEST_NAME).write_text(written.to_text(), encoding="utf-8")
-    return written
+    return rewrite_manifest(folder, written)
+
+
+def rewrite_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest of a bundle whose files are recorded in it."""
+    (folder / MANIFEST_NAME).write_text(manifest.to_text(), encoding="utf-8")
+    return manifest
 
 
 def copy_libraries(folder: Path, libraries: Sequence[Path]) -> None:
@@ -173,8 +178,7 @@ def write_manifest(
         remarks=remarks,
         engine=engine,
     )
-    (folder / MANIFEST_NAME).write_text(manifest.to_text(), encoding="utf-8")
-    return manifest
+    return rewrite_manifest(folder, manifest)
 
 
 def _minimum_versions(target: str, engine: EngineFingerprint | None) -> dict[str, str]:

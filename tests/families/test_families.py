@@ -89,3 +89,12 @@ def test_record_and_readme_agree_with_the_catalogue():
     assert routers == {f.name: list(f.routers) for f in FAMILIES if not f.refused}
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     assert [row["family"] for row in rows if f"| {row['family']} |" not in readme] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", EXPORTED)
+def test_a_graph_for_gpus_in_bfloat16_agrees_with_eager(family, tmp_path):
+    model, inputs = make_model(family), family.inputs(0) if family.inputs else None
+    bundle = moe_export.build(model, inputs, output=tmp_path / "b", target="cuda", dtype="bf16")
+    assert bundle.manifest.parity["status"] == "graph"
+    assert bundle.manifest.parity["disagreeing_tokens"] == 0

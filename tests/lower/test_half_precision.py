@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from moe_export.lower.half_precision import cast_experts, route_in_float32
+from moe_export.lower.half_precision import cast_experts, route_in_float32, widen_boundary
 from moe_export.ops.nodes import moe_nodes
 from moe_export.ops.spec import DOMAIN, GroupedExperts
 
@@ -95,3 +95,18 @@ def test_experts_in_half_precision_stay_as_they_are():
     before = [n.op_type for n in model.graph]
     cast_experts(model, "bf16")
     assert [n.op_type for n in model.graph] == before
+
+
+def test_what_enters_and_leaves_is_float32_but_for_a_cache():
+    model = layer()
+    x, half_x = model.graph.inputs[:2]
+    model.graph.outputs.append(by_type(model, "MatMul")[0].outputs[0])
+    before = [v.name for v in model.graph.outputs]
+    widen_boundary(model, keep=["half_x"])
+    assert (x.dtype, half_x.dtype) == (FLOAT, HALF)
+    assert [v.name for v in model.graph.outputs] == before
+    assert [v.dtype for v in model.graph.outputs] == [FLOAT, FLOAT]
+    (experts,) = moe_nodes(model, "GroupedExperts")
+    assert experts.inputs[0].dtype == HALF
+    assert experts.inputs[0].producer().inputs[0] is x
+    model.graph.sort()

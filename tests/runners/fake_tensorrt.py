@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-TYPES = SimpleNamespace(FLOAT=SimpleNamespace(name="FLOAT"), INT64=SimpleNamespace(name="INT64"))
+TYPES = SimpleNamespace(
+    **{name: SimpleNamespace(name=name) for name in ("FLOAT", "HALF", "BF16", "INT64")}
+)
 
 
 class Mode(Enum):
@@ -131,7 +133,11 @@ class FakeContext:
         memory = self.engine.device.memory
 
         def work():
-            memory[at["y"]].view(np.float32)[:] = 2 * memory[at["x"]].view(np.float32)
+            x, y = memory[at["x"]], memory[at["y"]]
+            if self.engine.TENSORS["x"][1] == "FLOAT":
+                y.view(np.float32)[:] = 2 * x.view(np.float32)
+            else:
+                y[:] = x
             memory[at["m"]].view(np.int64)[:] = memory[at["n"]].view(np.int64) + 1
 
         self.engine.device.enqueue(work)

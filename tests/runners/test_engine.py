@@ -7,7 +7,7 @@ import pytest
 
 from moe_export.errors import BundleError, MoeExportError, UsageError
 from moe_export.runners.engine import EngineRunner
-from tests.runners.fake_tensorrt import FakeDevice, FakeTensorRT
+from tests.runners.fake_tensorrt import FakeDevice, FakeEngine, FakeTensorRT
 
 
 @pytest.fixture
@@ -108,3 +108,17 @@ def test_what_tensorrt_refuses_is_an_error(make_runner):
     context.works = False
     with pytest.raises(MoeExportError, match="could not run"):
         runner.run(inputs(2))
+
+
+@pytest.mark.parametrize(("kind", "digits"), [("HALF", 10), ("BF16", 7)])
+def test_half_precision_takes_and_gives_what_numpy_has(make_runner, monkeypatch, kind, digits):
+    tensors = dict(FakeEngine.TENSORS)
+    tensors |= {name: (tensors[name][0], kind) for name in "xy"}
+    monkeypatch.setattr(FakeEngine, "TENSORS", tensors)
+    runner, _ = make_runner()
+    given = inputs(2) | {"x": np.full((2, 3), 1 + 2.0**-digits + 2.0**-20, np.float32)}
+    found = runner.run(given)["y"]
+    assert found.dtype == (np.float16 if kind == "HALF" else np.float32)
+    assert (found == np.float32(1 + 2.0**-digits)).all()
+    with pytest.raises(UsageError, match="input x must be float"):
+        runner.run(given | {"x": np.zeros((2, 3))})

@@ -55,7 +55,9 @@ def record_example(
     eager = EagerRunner(loaded.run, [layer.block for layer in layers])
     exact = eager.trace({name: tensor.numpy() for name, tensor in loaded.inputs.items()})
     rounded = _trace_in(loaded, layers, plan, progress) if dtype != "fp32" else None
-    eager_rms = _rms(rounded.outputs, exact.outputs) if rounded else {}
+    measured = _rms(rounded.outputs, exact.outputs) if rounded else {}
+    # What is beyond the type's range, as in float16, is no yardstick.
+    eager_rms = {name: rms for name, rms in measured.items() if math.isfinite(rms)}
     record = ExampleRecord(
         dtype=dtype,
         eager_rms=eager_rms,
@@ -116,6 +118,7 @@ def _allowed_rms(
         measured = 0.0 if dtype == "fp32" else EXAMPLE_RMS_WITHOUT_YARDSTICK[dtype]
         rounding = eager_rms.get(name, measured)
         weights = costs[name].rms if name in costs else 0.0
+        weights = weights if math.isfinite(weights) else 0.0  # parity has failed by then
         allowed[name] = EXAMPLE_FACTOR * math.hypot(rounding, weights) + EXAMPLE_FLOORS[dtype]
     return allowed
 

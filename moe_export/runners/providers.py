@@ -16,8 +16,8 @@ from moe_export.runners.library import gpu_library_path
 DeviceKind = Literal["cpu", "cuda"]
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-# Float32 is float32: ONNX Runtime would take TF32, which has 10 bits. The CPU's provider is for what
-# computes shapes, which CUDA's leaves to it.
+# Float32 is float32: ONNX Runtime would take TF32, which has 10 bits. The CPU's provider is for
+# what computes shapes, which CUDA's leaves to it.
 PROVIDERS: Mapping[DeviceKind, list[str | tuple[str, dict[str, str]]]] = {
     "cpu": [_CPU],
     "cuda": [(_CUDA, {"use_tf32": "0"}), _CPU],

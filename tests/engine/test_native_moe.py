@@ -140,6 +140,7 @@ def test_the_builder_refuses_the_contracts_own_order(plugins, qwen3):
         build_on("12.0", written, plugins, profile())
 
 
+@pytest.mark.slow  # the parser has seen such a graph above
 def test_a_build_goes_as_far_as_the_gpus_that_tensorrt_rtx_knows(plugins, tmp_path):
     progress = SilentProgress()
     with pytest.raises(UnsupportedModelError, match=r"capabilities .*8\.0.*asked for was 10\.0"):

@@ -12,9 +12,9 @@ import onnx
 import onnx_ir as ir
 from onnx.external_data_helper import load_external_data_for_model
 from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
 
-from moe_export.ops.spec import DOMAIN, GroupedExperts, TopKGating
+from moe_export.ops.spec import GroupedExperts, TopKGating
+from tests.engine.models import op
 from tests.plugins.cuda.on_cpu import HostDevice
 
 HALF = {"bf16": ml_dtypes.bfloat16, "fp16": np.float16, "fp32": np.float32}
@@ -38,7 +38,7 @@ class StandInGpu:
         proto = onnx.load_model_from_string(graph)
         load_external_data_for_model(proto, str(self._folder))
         kept = {"TopKGating": self._gate, "GroupedExperts": self._multiply}
-        ops = [_op(kind, kept[kind.op_type]) for kind in (TopKGating, GroupedExperts)]
+        ops = [op(kind, kept[kind.op_type]) for kind in (TopKGating, GroupedExperts)]
         evaluator = ReferenceEvaluator(proto, new_ops=ops)
         names = [value.name for value in proto.graph.output]
         return dict(zip(names, evaluator.run(None, dict(inputs)), strict=True))
@@ -65,22 +65,6 @@ class StandInGpu:
             *(*stored, *[None] * (2 - len(biases)), target, device.allocate(size), None),
         )
         return (device.download(target, y),)
-
-
-def _op(kind, function):
-    class Op(OpRun):
-        op_domain = DOMAIN
-
-        def _run(self, *inputs, **attributes):
-            plain = {
-                name: value.item() if hasattr(value, "item") else value
-                for name, value in attributes.items()
-                if name in kind.__dataclass_fields__
-            }
-            return function(kind.from_onnx(plain), inputs)
-
-    Op.__name__ = kind.op_type
-    return Op
 
 
 def bundle_graph(folder):

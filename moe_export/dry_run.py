@@ -14,12 +14,13 @@ from moe_export.estimate import Estimate, estimate_build
 from moe_export.lower.stage import LoweredModel, lower
 from moe_export.optimize.stage import optimize
 from moe_export.pack.native_moe import use_native_moe
-from moe_export.pipeline import cache_names, find_libraries, recognize_layers
+from moe_export.pipeline import cache_names, recognize_layers
 from moe_export.plan import BuildPlan
 from moe_export.progress import Progress, SilentProgress
 from moe_export.quantize.stage import quantize
 from moe_export.recognize.stage import Recognition
 from moe_export.refusals import explain_refusal
+from moe_export.runners.library import find_libraries
 from moe_export.sources.file_backed import weights_in_files
 from moe_export.sources.model import LoadedModel
 from moe_export.sources.source import load_source

@@ -43,7 +43,7 @@ from moe_export.refusals import list_refusals
 from moe_export.replay.compare import replay
 from moe_export.runners import gpu
 from moe_export.runners.fingerprint import EngineFingerprint
-from moe_export.runners.library import gpu_library_path, ort_library_path, plugin_library_path
+from moe_export.runners.library import find_libraries, ort_library_path
 from moe_export.runners.onnxruntime import OnnxRuntimeRunner
 from moe_export.sources.file_backed import stored_bytes, weights_in_files
 from moe_export.sources.model import LoadedModel, restore_dtypes, weight_bytes
@@ -194,19 +194,6 @@ def _compare_here(folder: Path, manifest: Manifest, progress: Progress) -> Manif
         progress.remark(f"what this GPU computes was not compared: {error}")
         return write.rewrite_manifest(folder, replace(manifest, remarks=list(progress.remarks)))
     return write.record_replay(folder, manifest, found.to_json())
-
-
-def find_libraries(plan: BuildPlan) -> tuple[Path, ...]:
-    """The libraries that a bundle brings; none for a portable one.
-
-    Raises:
-        EnvironmentLacksError: one was not built.
-    """
-    if plan.builds_engine:
-        return (plugin_library_path(),)
-    if plan.target == "cuda":
-        return ort_library_path(), gpu_library_path()
-    return (ort_library_path(),) if plan.target == "cpu" else ()
 
 
 def _find_environment(plan: BuildPlan) -> EngineEnvironment | None:

@@ -119,11 +119,9 @@ def run_in(loaded: LoadedModel, dtype: DType) -> Iterator[Run]:
     """
     wanted = TORCH_DTYPES[dtype]
     with ExitStack() as undo:
-        kept = _kept_names(loaded)
-        for name, tensor in list(_castable(loaded)):
-            if name not in kept:
-                undo.callback(setattr, tensor, "data", tensor.data)
-                tensor.data = _rounded(name, tensor, wanted)
+        for name, tensor in _cast_tensors(loaded, ()):
+            undo.callback(setattr, tensor, "data", tensor.data)
+            tensor.data = _rounded(name, tensor, wanted)
         yield lambda inputs: loaded.run(
             {n: t.to(wanted) if t.is_floating_point() else t for n, t in inputs.items()}
         )

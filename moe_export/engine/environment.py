@@ -12,8 +12,6 @@ from moe_export.runners import gpu
 from moe_export.runners.library import plugin_library_path
 from moe_export.runners.tensorrt import INSTALL, MODULES
 
-# The first GPUs that the plugins have kernels for.
-_LEAST = (8, 0)
 # GPUs that TensorRT's own MoE layer exists on (NVIDIA, "MoE (Mixture of Experts)").
 NATIVE_CAPABILITIES = ("10.0", "10.3", "11.0")
 
@@ -50,10 +48,10 @@ def find_environment(plan: BuildPlan) -> EngineEnvironment:
             )
     library = plugin_library_path()
     for capability in plan.compute_capabilities:
-        if tuple(map(int, capability.split("."))) < _LEAST:
+        if tuple(map(int, capability.split("."))) < gpu.LEAST_CAPABILITY:
             raise UsageError(
                 f"--compute-capability {capability}: the plugins have kernels from "
-                f"{'.'.join(map(str, _LEAST))} on"
+                f"{'.'.join(map(str, gpu.LEAST_CAPABILITY))} on"
             )
     if plan.compute_capabilities:
         _check_native(plan, plan.compute_capabilities)

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from moe_export.lower.half_precision import HALF
 from moe_export.ops.nodes import moe_nodes
-
-_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def _values(nodes: tuple[ir.Node, ...]) -> Iterator[ir.Value]:
 
 def _shown(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
     """A copy of a value, in float32 where it is in half precision."""
-    is_half = value.dtype in _HALF
+    is_half = value.dtype in HALF
     float32 = {"to": int(ir.DataType.FLOAT)}
     node = ir.node("Cast", [value], float32) if is_half else ir.node("Identity", [value])
     (copy,) = node.outputs

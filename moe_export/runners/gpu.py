@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
+# The compute capability of the first GPUs that this package has kernels for.
+LEAST_CAPABILITY = (8, 0)
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 
 

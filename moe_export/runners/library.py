@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from moe_export.errors import EnvironmentLacksError
+from moe_export.plan import BuildPlan
 
 LIBRARY_NAME = "libmoe_export_ort.so"
 GPU_LIBRARY_NAME = "libmoe_export_cuda.so"
@@ -67,6 +68,19 @@ def plugin_library_path() -> Path:
             "moe-export again on a machine with nvcc (CUDA 12.8 or later), which builds them"
         )
     return path
+
+
+def find_libraries(plan: BuildPlan) -> tuple[Path, ...]:
+    """The libraries that a bundle brings; none for a portable one.
+
+    Raises:
+        EnvironmentLacksError: one was not built.
+    """
+    if plan.builds_engine:
+        return (plugin_library_path(),)
+    if plan.target == "cuda":
+        return ort_library_path(), gpu_library_path()
+    return (ort_library_path(),) if plan.target == "cpu" else ()
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,6 @@ PROVIDERS: Mapping[DeviceKind, list[str | tuple[str, dict[str, str]]]] = {
     "cpu": [_CPU],
     "cuda": [(_CUDA, {"use_tf32": "0"}), _CPU],
 }
-# The first GPUs that the kernels run on.
-_LEAST = (8, 0)
 _INSTALL = "pip uninstall onnxruntime, then pip install 'moe-export[gpu]'"
 
 
@@ -43,8 +41,8 @@ def check_gpu(onnxruntime: Any) -> None:  # noqa: ANN401 - the module
             "the bundle runs on a GPU, and no GPU is found here (nvidia-smi lists them); build "
             "with --target cpu for this machine"
         )
-    if tuple(map(int, found.split("."))) < _LEAST:
-        least = ".".join(map(str, _LEAST))
+    if tuple(map(int, found.split("."))) < gpu.LEAST_CAPABILITY:
+        least = ".".join(map(str, gpu.LEAST_CAPABILITY))
         raise EnvironmentLacksError(
             f"the bundle runs on GPUs of compute capability {least} or later; the one here has "
             f"{found}"
